@@ -1,0 +1,3 @@
+"""An ad server that learns from every click."""
+
+__version__ = "0.1.0"

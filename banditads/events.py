@@ -1,0 +1,145 @@
+"""Events: everything that can happen to an ad server, and how it is written down.
+
+An event is past tense, immutable and complete: it carries its own time, its own dice and what was decided,
+so folding the same events in the same order gives the same state on any machine. On disk an event is one
+msgpack array whose first item is the event's name. Fields are only ever added, at the end, with a default;
+old journals then still decode, and old programs skip what they do not know.
+
+>>> event = Rewarded(at=12.5, event_id="e1", value=1.0)
+>>> encode(event)
+b'\\x94\\xa8rewarded\\xcb@)\\x00\\x00\\x00\\x00\\x00\\x00\\xa2e1\\xcb?\\xf0\\x00\\x00\\x00\\x00\\x00\\x00'
+>>> decode(encode(event)) == event
+True
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, TypeAlias
+
+import msgspec
+
+Features: TypeAlias = dict[str, str | float]
+Saved: TypeAlias = Any  # whatever msgpack can write: None, bool, int, float, str, bytes, list, dict
+
+
+class Ad(msgspec.Struct, frozen=True, array_like=True, eq=True):
+    """An ad as it was at one moment. Rooms and policies may keep it: it never changes."""
+
+    id: str
+    features: Features = {}  # cleaned: sorted by name, strings or finite numbers
+    landing_url: str = ""
+    creative: dict[str, Any] = {}  # opaque to us, handed to the site
+    placements: tuple[str, ...] = ()  # where it may be shown; empty: everywhere
+    starts: float | None = None  # seconds since the epoch, first moment it may be shown
+    ends: float | None = None  # seconds since the epoch, first moment it may not be shown any more
+    house: bool = False  # shown only when nothing else is eligible
+
+
+class AdsPut(msgspec.Struct, frozen=True, array_like=True, tag="ads_put"):
+    """Ads entered the catalog, or replaced those of the same id; all of them at once."""
+
+    at: float  # seconds since the epoch, read once at the edge
+    ads: tuple[Ad, ...]
+
+
+class AdRemoved(msgspec.Struct, frozen=True, array_like=True, tag="ad_removed"):
+    """An ad left the catalog. Decisions already made with it still settle."""
+
+    at: float
+    ad_id: str
+
+
+class Chosen(msgspec.Struct, frozen=True, array_like=True, tag="chosen"):
+    """An ad was picked. `pmf` is over `ads`, sums to 1, and is what `pick` was really drawn from.
+
+    `ads` are ids. The features of those in `inline` stand there; those of the others are the catalog's at
+    this place in the journal, which a journal's one writer cannot have changed in between.
+    """
+
+    at: float
+    event_id: str
+    ads: tuple[str, ...]
+    pmf: bytes  # float64 little-endian, shape (n_ads,)
+    pick: int
+    context: Features  # the features that were used, cleaned
+    policy: str = ""
+    user_id: str = ""
+    placement: str = ""
+    request_id: str = ""
+    inline: tuple[Ad, ...] = ()
+    filtered: dict[str, str] = {}  # ad id -> why it was not a candidate (at most 100 of them)
+
+    @property
+    def ad_id(self) -> str:
+        """The id of the ad that was picked."""
+        return self.ads[self.pick]
+
+    @property
+    def probability(self) -> float:
+        """The propensity of the ad that was picked, in (0, 1]."""
+        return float(struct.unpack_from("<d", self.pmf, 8 * self.pick)[0])
+
+    @property
+    def propensities(self) -> dict[str, float]:
+        """Ad id -> probability, in the order of `ads`."""
+        return dict(zip(self.ads, struct.unpack(f"<{len(self.ads)}d", self.pmf), strict=True))
+
+
+class Unfilled(msgspec.Struct, frozen=True, array_like=True, tag="unfilled"):
+    """Somebody asked and nothing was eligible."""
+
+    at: float
+    event_id: str
+    context: Features
+    user_id: str = ""
+    placement: str = ""
+    request_id: str = ""
+    filtered: dict[str, str] = {}
+
+
+class Rewarded(msgspec.Struct, frozen=True, array_like=True, tag="rewarded"):
+    """Somebody said what a choice was worth, within the configured reward range."""
+
+    at: float
+    event_id: str
+    value: float
+
+
+class Impressed(msgspec.Struct, frozen=True, array_like=True, tag="impressed"):
+    """The ad of a choice was really seen on a page."""
+
+    at: float
+    event_id: str
+
+
+class Ticked(msgspec.Struct, frozen=True, array_like=True, tag="ticked"):
+    """Time passed and nothing else happened, so that silence can be learned from."""
+
+    at: float
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """Derived, never journaled: a choice got its reward, or its time ran out."""
+
+    choice: Chosen
+    ads: tuple[Ad, ...]  # what `choice.ads` were at choice time, same order
+    reward: float
+    at: float  # seconds since the epoch, when it settled
+    silent: bool = False  # nobody said anything: `reward` is the default
+
+
+Event: TypeAlias = AdsPut | AdRemoved | Chosen | Unfilled | Rewarded | Impressed | Ticked
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+
+
+def encode(event: Event) -> bytes:
+    """An event as msgpack."""
+    return _encoder.encode(event)
+
+
+def decode(raw: bytes) -> Event:
+    """The inverse of `encode`. Raises `msgspec.DecodeError` for anything else."""
+    return _decoder.decode(raw)

@@ -1,0 +1,71 @@
+"""Policies: ways to spread probability over ads, and to learn.
+
+The file name is the name: `policies/linucb.py` holds `Policy`, and `"linucb"` loads it. A policy never
+throws dice. It returns a distribution; `choosing.py` mixes in the floor, draws from that and logs it, so a
+logged propensity cannot be wrong.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import Misconfigured
+from ..events import Ad, Features, Saved
+
+Floats: TypeAlias = NDArray[np.float64]
+
+
+class Policy(Protocol):
+    """What every file in this package promises, whatever its options."""
+
+    def pmf(self, context: Features, ads: Sequence[Ad]) -> Floats:
+        """Probability of showing each ad, shape (n_ads,), sums to 1, for any n_ads >= 1. Changes nothing.
+
+        Ads never seen before are fine. The same state and arguments give the same bits.
+        """
+
+    def learn(
+        self, context: Features, ads: Sequence[Ad], pick: int, reward: float, propensity: float
+    ) -> None:
+        """`ads[pick]` was shown, with `propensity` in (0, 1], and earned `reward` in [0, 1]."""
+
+    def dump(self) -> Saved:
+        """Everything learned, as msgpack-able data; equal states dump equally."""
+
+    def load(self, saved: Saved) -> None:
+        """The inverse of `dump`: from here on this policy is bit for bit the one that was dumped."""
+
+    def describe(self) -> dict[str, Any]:
+        """A few JSON-able facts for people: options, sizes, how much was learned."""
+
+
+def names() -> list[str]:
+    """All policies there are."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def make(name: str, **options: Any) -> Policy:
+    """A policy that has learned nothing yet.
+
+    >>> make("uniform", speed=9)
+    Traceback (most recent call last):
+    banditads.errors.Misconfigured: policy 'uniform' has no option 'speed'; it has: none
+    """
+    if name not in names():
+        raise Misconfigured(f"there is no policy {name!r}; there are: {', '.join(names())}")
+    made = importlib.import_module(f"{__name__}.{name}").Policy
+    known = [p for p in inspect.signature(made).parameters if p != "self"]
+    for option in options:
+        if option not in known:
+            raise Misconfigured(
+                f"policy {name!r} has no option {option!r}; it has: {', '.join(known) or 'none'}"
+            )
+    policy: Policy = made(**options)
+    return policy
