@@ -35,6 +35,11 @@ class Ad(msgspec.Struct, frozen=True, array_like=True, eq=True):
     ends: float | None = None  # seconds since the epoch, first moment it may not be shown any more
     house: bool = False  # shown only when nothing else is eligible
 
+    @classmethod
+    def load(cls, saved: Saved) -> Ad:
+        """An ad from what msgpack made of one."""
+        return msgspec.convert(saved, cls)
+
 
 class AdsPut(msgspec.Struct, frozen=True, array_like=True, tag="ads_put"):
     """Ads entered the catalog, or replaced those of the same id; all of them at once."""
@@ -107,10 +112,11 @@ class Rewarded(msgspec.Struct, frozen=True, array_like=True, tag="rewarded"):
 
 
 class Impressed(msgspec.Struct, frozen=True, array_like=True, tag="impressed"):
-    """The ad of a choice was really seen on a page."""
+    """The ad of a choice was really seen on a page, for the first time."""
 
     at: float
     event_id: str
+    ad_id: str
 
 
 class Ticked(msgspec.Struct, frozen=True, array_like=True, tag="ticked"):

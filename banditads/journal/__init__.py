@@ -16,6 +16,12 @@ from ..errors import Misconfigured
 class Journal(Protocol):
     """What every file in this package promises."""
 
+    poisoned: str  # why nothing can be written any more; empty while it can
+
+    @property
+    def start(self) -> int:
+        """The offset of the oldest record there still is."""
+
     @property
     def end(self) -> int:
         """The offset that the next record will get."""

@@ -11,13 +11,14 @@ class Journal:
     """Records in a list."""
 
     def __init__(self, rest: str = "") -> None:
-        self.first = 0
+        self.poisoned = ""
+        self.start = 0
         self.records: list[bytes] = []
 
     @property
     def end(self) -> int:
         """The offset that the next record will get."""
-        return self.first + len(self.records)
+        return self.start + len(self.records)
 
     def append(self, payload: bytes) -> int:
         """Keep one record."""
@@ -29,13 +30,13 @@ class Journal:
 
     def read(self, start: int) -> Iterator[tuple[int, bytes]]:
         """(offset, payload) from `start` on, to the end as it is now."""
-        yield from enumerate(self.records[start - self.first :], start)
+        yield from enumerate(self.records[start - self.start :], start)
 
     def drop_before(self, offset: int) -> None:
         """Forget records below `offset`."""
-        dropped = max(0, min(offset, self.end) - self.first)
+        dropped = max(0, min(offset, self.end) - self.start)
         del self.records[:dropped]
-        self.first += dropped
+        self.start += dropped
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -49,6 +50,12 @@ class Policy(Protocol):
 def names() -> list[str]:
     """All policies there are."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def libraries(name: str) -> dict[str, str]:
+    """Versions of the libraries that compute what this policy learns: another one may give other bits."""
+    module = importlib.import_module(f"{__name__}.{name}")
+    return {library: version(library) for library in getattr(module, "LIBRARIES", ())}
 
 
 def make(name: str, **options: Any) -> Policy:

@@ -1,0 +1,80 @@
+"""GET /metrics, for Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from .. import wire
+
+MAX_ADS = 1000  # ads with a label of their own, by id; /stats has all of them
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)  # seconds
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def mount(routes, engine) -> None:  # noqa: D103
+    registry = CollectorRegistry()
+    requests = Histogram(
+        "banditads_request_seconds",
+        "Time to answer a request, by route and status.",
+        ("method", "route", "status"),
+        registry=registry,
+        buckets=BUCKETS,
+    )
+    registry.register(_State(engine))
+    children = {}  # looking one up by label costs more than observing
+
+    def observe(method: str, path: str, status: int, seconds: float) -> None:
+        key = (method, path, status)
+        child = children.get(key) or children.setdefault(key, requests.labels(method, path, status))
+        child.observe(seconds)
+
+    routes.observe = observe
+
+    @routes.add("GET", "/metrics", produces=TEXT)
+    def metrics(call):
+        """Counters and gauges in Prometheus' text format."""
+        return wire.Reply(generate_latest(registry), content_type=TEXT)
+
+
+class _State:
+    """Reads the engine's state when it is asked."""
+
+    def __init__(self, engine) -> None:
+        self.engine = engine
+
+    def collect(self):
+        engine = self.engine
+        with engine.lock:
+            state = engine.state
+            total = state.stats.total
+            counters = {
+                "choices": ("Decisions made.", total.choices),
+                "rewards": ("Rewards that came in time.", total.rewards),
+                "expired": ("Decisions that nobody rewarded in time.", total.expired),
+                "impressions": ("Ads reported as seen.", total.impressions),
+                "late_rewards": ("Rewards that came after their window.", state.stats.late),
+                "unfilled": ("Requests for which nothing was eligible.", state.stats.unfilled),
+                "given_up": ("Decisions that had to stop waiting early.", state.joiner.given_up),
+                "unwritten_choices": ("Choices served though the disk refused them.", engine.unwritten),
+            }
+            gauges = {
+                "reward_sum": ("Sum of the rewards that came in time.", total.reward_sum),
+                "pending": ("Decisions that wait for a reward.", len(state.joiner.open)),
+                "ads": ("Ads in the catalog.", len(state.catalog.ads)),
+                "journal_offset": ("Offset of the next event.", state.applied),
+                "snapshot_offset": ("Offset of the newest snapshot.", engine.snapshot_offset),
+                "ready": ("1 when rewards are accepted.", 0.0 if engine.trouble() else 1.0),
+            }
+            by_ad = [(ad, each.choices, each.reward_sum) for ad, each in state.stats.ads.items()][:MAX_ADS]
+        for name, (text, value) in counters.items():
+            yield CounterMetricFamily(f"banditads_{name}", text, value=value)
+        for name, (text, value) in gauges.items():
+            yield GaugeMetricFamily(f"banditads_{name}", text, value=value)
+        choices = CounterMetricFamily("banditads_ad_choices", "Decisions by ad.", labels=["ad"])
+        rewards = GaugeMetricFamily("banditads_ad_reward_sum", "Rewards by ad.", labels=["ad"])
+        for ad, chosen, earned in by_ad:
+            choices.add_metric([ad], chosen)
+            rewards.add_metric([ad], earned)
+        yield choices
+        yield rewards

@@ -1,0 +1,91 @@
+"""GET /openapi.json: the contract, made from what each route declares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .. import __version__, parsing, wire
+
+REF = "#/components/schemas/{name}"
+EVERY = {400: "Malformed or out of range; nothing changed.", 500: "Our fault; logged."}
+
+
+def mount(routes, engine) -> None:  # noqa: D103
+    @routes.add("GET", "/openapi.json", reply=dict[str, Any])
+    def openapi(call):
+        """This document."""
+        return document(routes.all)
+
+
+def document(routes) -> dict[str, Any]:
+    """OpenAPI 3.1 for these routes."""
+    kinds = [wire.ErrorReply]
+    kinds += [each for route in routes for each in (route.body, route.reply) if each not in (None, bytes)]
+    schemas, components = msgspec.json.schema_components(kinds, ref_template=REF)
+    schema = dict(zip(map(repr, kinds), schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "banditads",
+            "version": __version__,
+            "description": "An ad decision server that learns from every click.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+def _operation(route, schema) -> dict[str, Any]:
+    words = [word for word in route.path.replace("{id}", "one").replace(".", "/").split("/") if word]
+    error = {parsing.JSON: {"schema": schema[repr(wire.ErrorReply)]}}
+    good = {"description": "Done."}
+    if route.reply is not None:
+        content = {"schema": schema[repr(route.reply)]}
+        good["content"] = {parsing.JSON: content, parsing.MSGPACK: content}
+    elif route.produces != parsing.JSON:
+        good["content"] = {route.produces.partition(";")[0]: {"schema": {"type": "string"}}}
+    statuses = {**EVERY, **route.statuses}
+    if route.body is not None:
+        statuses |= {413: "The body is too large.", 415: "Not a content type that is spoken here."}
+    replies = {} if 302 in statuses else {"200": good}
+    for status, when in sorted(statuses.items()):
+        replies[str(status)] = {"description": when} | ({"content": error} if status >= 400 else {})
+    if route.reply is not None and route.path == "/readyz":
+        replies["503"]["content"] = good["content"]
+    operation: dict[str, Any] = {
+        "operationId": "_".join([route.method.lower(), *words]),
+        "summary": route.doc.splitlines()[0],
+        "parameters": _parameters(route),
+        "responses": replies,
+    }
+    if route.body is bytes:
+        operation["requestBody"] = {
+            "content": {each: {"schema": {}} for each in route.media},
+            "required": True,
+        }
+    elif route.body is not None:
+        content = {"schema": schema[repr(route.body)]}
+        operation["requestBody"] = {"content": dict.fromkeys(route.media, content), "required": True}
+    return operation
+
+
+def _parameters(route) -> list[dict[str, Any]]:
+    text = {"type": "string"}
+    found = [
+        {"name": name, "in": "query", "description": help, "schema": text}
+        for name, help in route.query.items()
+        if name != "*"
+    ]
+    if "*" in route.query:
+        free = {"type": "object", "additionalProperties": text}
+        found.append({"name": "context", "in": "query", "description": route.query["*"], "schema": free})
+        found[-1] |= {"style": "form", "explode": True}
+    if "{id}" in route.path:
+        found.append({"name": "id", "in": "path", "required": True, "schema": text})
+    return found

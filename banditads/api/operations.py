@@ -1,0 +1,95 @@
+"""Running it: /healthz, /readyz, /stats, /snapshot, and hug's own help at /help."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .. import wire
+
+
+class AdStats(msgspec.Struct):
+    """Counts of one ad."""
+
+    choices: int
+    rewards: int
+    reward_sum: float
+    expired: int
+    impressions: int
+
+
+class StatsReply(msgspec.Struct):
+    """Counts since the journal began. `rewards` are those that came in time; silence is `expired`."""
+
+    choices: int
+    rewards: int
+    reward_sum: float
+    expired: int
+    impressions: int
+    late: int
+    unfilled: int
+    unfilled_reasons: dict[str, int]
+    pending: int
+    given_up: int
+    ads: dict[str, AdStats]
+    policy: dict[str, Any]
+    offset: int
+
+
+class Health(msgspec.Struct):
+    """`ok`, `ready`, or what is wrong."""
+
+    status: str
+
+
+class SnapshotReply(msgspec.Struct):
+    """The snapshot holds every event below this offset."""
+
+    offset: int
+
+
+def mount(routes, engine) -> None:  # noqa: D103
+    @routes.add("GET", "/healthz", reply=Health)
+    def healthz(call):
+        """The process is alive."""
+        return Health("ok")
+
+    @routes.add("GET", "/readyz", reply=Health, statuses={503: "Not able to accept rewards."})
+    def readyz(call):
+        """Recovered and able to write."""
+        trouble = engine.trouble()
+        return wire.Reply(Health(trouble or "ready"), 503 if trouble else 200)
+
+    @routes.add("GET", "/stats", reply=StatsReply)
+    def stats(call):
+        """What was shown and what it earned, in total and by ad."""
+        with engine.lock:
+            state = engine.state
+            counts = state.stats
+            total = counts.total
+            return StatsReply(
+                total.choices,
+                total.rewards,
+                total.reward_sum,
+                total.expired,
+                total.impressions,
+                counts.late,
+                counts.unfilled,
+                dict(counts.reasons),
+                len(state.joiner.open),
+                state.joiner.given_up,
+                {ad: AdStats(*msgspec.structs.astuple(each)) for ad, each in sorted(counts.ads.items())},
+                {"name": state.policy_name, **state.policy.describe()},
+                state.applied,
+            )
+
+    @routes.add("POST", "/snapshot", reply=SnapshotReply, statuses={503: "The disk refused."})
+    def snapshot(call):
+        """Save the state now."""
+        return SnapshotReply(engine.snapshot())
+
+    @routes.add("GET", "/help", reply=dict[str, Any])
+    def help_page(call):
+        """hug's own help: every handler with its usage. The contract is /openapi.json."""
+        return routes.api.http.documentation()

@@ -1,0 +1,219 @@
+"""Deciding and learning: /choose, /predict, /reward, /decisions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .. import wire
+from ..choosing import Request
+from ..errors import Invalid
+from ..events import Ad, Unfilled
+from ..features import clean
+from ..parsing import AdBody, check_ad, check_id
+
+MAX_INLINE = 1000  # inline candidates of one request
+RESERVED = {
+    "user_id": "Who is asking; never a feature by itself.",
+    "placement": "Where the ad will stand: filters ads, and is a feature.",
+    "request_id": "Makes a retry safe: the same id gets the same decision.",
+    "slots": "How many ads; 1.",
+    "exclude": "Ids that must not be shown, separated by commas.",
+    "event_id": "An id of your own for this decision.",
+}
+
+
+class ChooseBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What to decide."""
+
+    user_id: str = ""
+    placement: str = ""
+    context: dict[str, Any] = {}
+    ads: list[str | AdBody] | None = None
+    exclude: list[str] = []
+    slots: int = 1
+    request_id: str = ""
+    event_id: str = ""
+
+
+class ShownAd(msgspec.Struct):
+    """The ad to show."""
+
+    id: str
+    landing_url: str
+    creative: dict[str, Any]
+    features: dict[str, str | float]
+
+
+class ChooseReply(msgspec.Struct):
+    """A decision. `offset` is null, and a reward impossible, when the disk refused to take it down."""
+
+    event_id: str
+    ad: ShownAd
+    probability: float
+    propensities: dict[str, float]
+    policy: str
+    offset: int | None
+    click_url: str
+    impression_url: str
+
+
+class PredictReply(msgspec.Struct):
+    """What a decision would be drawn from."""
+
+    propensities: dict[str, float]
+    policy: str
+
+
+class RewardBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What a decision was worth."""
+
+    event_id: str
+    reward: float
+
+
+class RewardReply(msgspec.Struct):
+    """`applied`, or `duplicate` with the offset of the first time."""
+
+    status: str
+    offset: int
+
+
+class DecisionReply(msgspec.Struct):
+    """A decision and what became of it."""
+
+    event_id: str
+    at: float
+    user_id: str
+    placement: str
+    context: dict[str, str | float]
+    ad: str | None
+    probability: float | None
+    propensities: dict[str, float]
+    policy: str
+    reward: float | None
+    status: str
+    filtered: dict[str, str]
+
+
+def mount(routes, engine) -> None:  # noqa: D103
+    any_query = {**RESERVED, "*": "Every other parameter is a feature of the context."}
+    nothing = {204: "Nothing is eligible; X-Event-Id names the record of why."}
+
+    def choose(body: ChooseBody) -> wire.Reply:
+        request = _request(body)
+        event, offset = engine.choose(request, check_id(body.event_id, "event_id") if body.event_id else "")
+        if isinstance(event, Unfilled):
+            return wire.Reply(status=204, headers={"X-Event-Id": event.event_id})
+        ad = engine.shown(event)
+        return wire.Reply(
+            ChooseReply(
+                event.event_id,
+                ShownAd(ad.id, ad.landing_url, ad.creative, ad.features),
+                event.probability,
+                event.propensities,
+                event.policy,
+                offset,
+                f"/click/{event.event_id}",
+                f"/impression/{event.event_id}",
+            )
+        )
+
+    def predict(body: ChooseBody) -> PredictReply:
+        slate = engine.predict(_request(body))
+        ids = [ad.id for ad in slate.ads]
+        return PredictReply(dict(zip(ids, slate.pmf.tolist(), strict=True)), engine.state.policy_name)
+
+    @routes.add("GET", "/choose", query=any_query, reply=ChooseReply, statuses=nothing)
+    def get_choose(call):
+        """Pick an ad for this visitor. Query values are text; send numbers with POST."""
+        return choose(_from_query(call.query))
+
+    @routes.add("POST", "/choose", body=ChooseBody, reply=ChooseReply, statuses=nothing)
+    def post_choose(call):
+        """Pick an ad for this visitor, among the catalog's or among those in the body."""
+        return choose(call.body)
+
+    @routes.add("GET", "/predict", query=any_query, reply=PredictReply)
+    def get_predict(call):
+        """The probabilities that /choose would draw from. No side effect."""
+        return predict(_from_query(call.query))
+
+    @routes.add("POST", "/predict", body=ChooseBody, reply=PredictReply)
+    def post_predict(call):
+        """The probabilities that /choose would draw from. No side effect."""
+        return predict(call.body)
+
+    @routes.add(
+        "POST",
+        "/reward",
+        body=RewardBody,
+        reply=RewardReply,
+        statuses={
+            404: "No such event.",
+            409: "Another reward was already given.",
+            410: "Too late: written down, not learned from.",
+            503: "Not accepted; safe to send again.",
+        },
+    )
+    def reward(call):
+        """Say what a decision was worth. When the reply comes, the model has learned and the disk has it."""
+        receipt = engine.reward(check_id(call.body.event_id, "event_id"), call.body.reward)
+        return RewardReply(receipt.status, receipt.offset)
+
+    @routes.add(
+        "GET", "/decisions/{id}", reply=DecisionReply, statuses={404: "No such event.", 410: "Forgotten."}
+    )
+    def decision(call):
+        """What was decided, with which probabilities, from which features, and what became of it."""
+        event, status, said = engine.decision(check_id(call.id, "id"))
+        shown = not isinstance(event, Unfilled)
+        return DecisionReply(
+            event.event_id,
+            event.at,
+            event.user_id,
+            event.placement,
+            event.context,
+            event.ad_id if shown else None,
+            event.probability if shown else None,
+            event.propensities if shown else {},
+            event.policy if shown else "",
+            said,
+            status.value,
+            event.filtered,
+        )
+
+
+def _from_query(query: dict[str, str]) -> ChooseBody:
+    given = {name: query[name] for name in RESERVED if name in query}
+    slots = given.pop("slots", "1")
+    exclude = given.pop("exclude", "")
+    return ChooseBody(
+        **given,
+        context={name: value for name, value in query.items() if name not in RESERVED and value},
+        slots=int(slots) if slots.isascii() and slots.isdigit() and len(slots) < 9 else 0,
+        exclude=exclude.split(",") if exclude else [],
+    )
+
+
+def _request(body: ChooseBody) -> Request:
+    """A body, checked and cleaned. Raises `Invalid`."""
+    if body.slots != 1:
+        raise Invalid("this server fills one slot at a time", "slots")
+    ads: list[str | Ad] | None = None
+    if body.ads is not None:
+        if not 1 <= len(body.ads) <= MAX_INLINE:
+            raise Invalid(f"give between 1 and {MAX_INLINE} ads", "ads")
+        ads = [
+            check_id(each, "ads") if isinstance(each, str) else check_ad(each, f"ads[{number}]")
+            for number, each in enumerate(body.ads)
+        ]
+    return Request(
+        clean(body.context),
+        check_id(body.user_id, "user_id") if body.user_id else "",
+        check_id(body.placement, "placement") if body.placement else "",
+        check_id(body.request_id, "request_id") if body.request_id else "",
+        None if ads is None else tuple(ads),
+        frozenset(body.exclude),
+    )

@@ -1,0 +1,105 @@
+"""Picks an ad. Reads the state, changes nothing, throws only dice that can be thrown again.
+
+Eligible ads -> the policy's distribution -> the floor under it -> one draw from exactly what is logged.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from .errors import Invalid
+from .events import Ad, Chosen, Features, Unfilled
+from .policies import Floats
+from .sampling import pick, uniform
+from .state import State
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What somebody asks for, checked and cleaned.
+
+    `ads` are the only candidates, as ids from the catalog or with features of their own; None means the
+    whole catalog.
+    """
+
+    context: Features = {}
+    user_id: str = ""
+    placement: str = ""
+    request_id: str = ""
+    ads: tuple[str | Ad, ...] | None = None
+    exclude: frozenset[str] = frozenset()
+
+
+class Slate(msgspec.Struct, frozen=True):
+    """The candidates, sorted by id, and the probability of each."""
+
+    ads: tuple[Ad, ...]
+    pmf: Floats  # (n_ads,), sums to 1
+    context: Features  # what the policy was told
+    filtered: dict[str, str]  # ad id -> why it is not a candidate
+
+
+def spread(state: State, *, at: float, request: Request, floor: float) -> Slate:
+    """The distribution that this request would be drawn from. `floor` is shared evenly by all candidates."""
+    among = None if request.ads is None else _named(state, request.ads)
+    ads, filtered = state.catalog.eligible(
+        at=at, placement=request.placement, exclude=request.exclude, among=among
+    )
+    context = request.context
+    if request.placement:
+        context = dict(sorted({**context, "placement": request.placement}.items()))
+    if not ads:
+        return Slate((), np.zeros(0), context, filtered)
+    pmf = state.policy.pmf(context, ads)
+    if pmf.shape != (len(ads),) or not np.isfinite(pmf).all() or (pmf < 0).any():
+        raise ArithmeticError(f"policy {state.policy_name} gave {pmf!r} for {len(ads)} ads")
+    pmf = (1 - floor) * pmf / pmf.sum() + floor / len(ads)
+    return Slate(ads, pmf / pmf.sum(), context, filtered)
+
+
+def choose(
+    state: State, *, at: float, event_id: str, request: Request, floor: float = 0.0, salt: str = ""
+) -> Chosen | Unfilled:
+    """The event that this request would become.
+
+    >>> state = State("uniform")
+    >>> choose(state, at=0.0, event_id="e1", request=Request(ads=(Ad("hats"),))).ad_id
+    'hats'
+    """
+    slate = spread(state, at=at, request=request, floor=floor)
+    if not slate.ads:
+        return Unfilled(
+            at,
+            event_id,
+            slate.context,
+            request.user_id,
+            request.placement,
+            request.request_id,
+            slate.filtered,
+        )
+    return Chosen(
+        at,
+        event_id,
+        tuple(ad.id for ad in slate.ads),
+        slate.pmf.astype("<f8").tobytes(),
+        pick(slate.pmf.tolist(), uniform(event_id, salt)),
+        slate.context,
+        state.policy_name,
+        request.user_id,
+        request.placement,
+        request.request_id,
+        tuple(ad for ad in request.ads or () if isinstance(ad, Ad)),
+        slate.filtered,
+    )
+
+
+def _named(state: State, wanted: tuple[str | Ad, ...]) -> tuple[Ad, ...]:
+    found: dict[str, Ad] = {}
+    for each in wanted:
+        ad = each if isinstance(each, Ad) else state.catalog.ads.get(each)
+        if ad is None:
+            raise Invalid(f"ad {each!r} is not in the catalog", "ads")
+        if ad.id in found:
+            raise Invalid(f"ad {ad.id!r} is given twice", "ads")
+        found[ad.id] = ad
+    return tuple(found[ad_id] for ad_id in sorted(found))

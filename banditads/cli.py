@@ -1,0 +1,273 @@
+"""The `banditads` command: serve, demo, replay, verify, export. Each command parses, calls one thing, prints.
+
+Every setting is a flag of `serve`, made from `settings.py`; exit codes come from the one table below. What
+takes long to import is imported by the command that needs it, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from . import __version__, errors, settings
+
+EXIT: Mapping[type[Exception], int] = {
+    errors.Damaged: 65,
+    errors.InUse: 73,
+    errors.DiskFailure: 74,
+    errors.Misconfigured: 78,
+}
+
+
+def main() -> None:
+    """The command, with the exit codes of the table."""
+    try:
+        command()
+    except errors.Fatal as error:
+        click.echo(f"banditads: {error}", err=True)
+        _leave(EXIT[type(error)])
+
+
+def _leave(code: int) -> NoReturn:
+    """End now. `sys.exit` would wait for a thread that waits for a client who never finishes asking."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def command() -> None:
+    """An ad decision server that learns from every click.
+
+    Exit codes: 0 clean, 2 usage, 65 damaged data, 73 data directory in use, 74 disk failure, 78 impossible
+    configuration.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def _setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Every setting as a flag. Values stay text: settings.py converts and refuses them."""
+    for row in reversed(list(settings.rows())):
+        flag = f"--{row.name.replace('_', '-')}"
+        unit = f" In {row.unit}." if row.unit else ""
+        about = f"{row.help}{unit} [default: {row.shown or 'none'}]"
+        if row.kind == "yes or no":
+            option = click.option(f"{flag}/--no-{flag[2:]}", row.name, default=None, help=about)
+        elif row.kind == "options":
+            option = click.option(
+                "--option", row.name, multiple=True, metavar="NAME=VALUE", help=f"{about} May be repeated."
+            )
+        else:
+            option = click.option(flag, row.name, default=None, metavar=row.kind.upper(), help=about)
+        function = option(function)
+    return function
+
+
+@command.command()
+@click.option(
+    "--config",
+    envvar="BANDITADS_CONFIG",
+    default="",
+    metavar="FILE",
+    help="TOML file of settings. Each is also BANDITADS_<NAME> in the environment; a flag beats the "
+    "environment, which beats the file.",
+)
+@_setting_options
+def serve(config: str, **given: Any) -> None:
+    """Serve decisions over HTTP until SIGTERM.
+
+    Starts where the data directory left off, whatever ended the last run.
+    """
+    try:
+        pairs = settings.options(given.pop("policy_options"))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    flags = {name: value for name, value in given.items() if value is not None}
+    if pairs:
+        flags["policy_options"] = pairs
+    from . import server
+
+    server.serve(settings.load(config, os.environ, flags), say=click.echo)
+    _leave(0)
+
+
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@command.command()
+@click.option(
+    "--visits", default=5000, show_default=True, type=click.IntRange(1, 10**6), help="Visits to make."
+)
+@click.option("--seed", default=1, show_default=True, help="Of the simulated visitors.")
+@click.option("--policy", default="vw", show_default=True, help="Policy that picks and learns.")
+@click.option("--port", default=0, help="Port of the server. [default: a free one]")
+@click.option("--plot", type=FILE, help="Save the learning curve as a PNG here (needs `banditads[plots]`).")
+def demo(visits: int, seed: int, policy: str, port: int, plot: Path | None) -> None:
+    """Watch it learn: a real server, 80 real items, simulated visitors.
+
+    Starts a server on a temporary directory and visits it over HTTP. The visitors' taste depends on who they
+    are and on the time of day; the picture shows their clicks against picking at random and against the best
+    possible.
+    """
+    from rich.console import Console
+
+    from .client import Client
+    from .demo import plot as draw
+    from .demo import show
+    from .logs import open_bandit
+    from .simulation import World
+    from .simulation import visits as visiting
+
+    console = Console()
+    world = World(open_bandit.items("all"), seed)
+    with tempfile.TemporaryDirectory(prefix="banditads-demo-") as folder:
+        arguments = [
+            "--data-dir",
+            f"{folder}/data",
+            "--catalog",
+            "demo",
+            "--policy",
+            policy,
+            "--port",
+            str(port),
+        ]
+        with _server(arguments) as url, Client(url) as client:
+            console.print(f"A server answers at {url}; {visits:,} visitors come.", highlight=False)
+            summary = show(visiting(world, client.choose, client.reward, visits), visits, console)
+    if plot:
+        draw(summary, plot)
+        console.print(f"The learning curve is in {plot}.", highlight=False)
+
+
+@contextmanager
+def _server(arguments: list[str]) -> Iterator[str]:
+    """A server of its own in another process, as long as it is needed; gives its URL."""
+    command = [sys.executable, "-m", "banditads", "serve", *arguments]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(settings.PREFIX)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean) as process:
+        try:
+            assert process.stdout is not None
+            words = process.stdout.readline().split()
+            if not words:
+                raise errors.Misconfigured(
+                    f"the server ended with exit code {process.wait()}; it said why above"
+                )
+            yield words[3]
+        finally:
+            process.terminate()
+
+
+@command.command()
+@click.argument("sources", metavar="LOG...", nargs=-1, required=True)
+@click.option(
+    "--policy",
+    "specs",
+    multiple=True,
+    metavar="NAME[:OPTION=VALUE,...]",
+    help="Policy to judge, such as vw or vw:epsilon=0.05. May be repeated. [default: all there are]",
+)
+@click.option("--seed", default=0, show_default=True, help="Of the draws of rejection replay.")
+@click.option("--limit", type=click.IntRange(1), help="Only so many rounds of each log. [default: all]")
+@click.option("--reward-min", default=0.0, show_default=True, help="Smallest reward in the log.")
+@click.option("--reward-max", default=1.0, show_default=True, help="Largest reward in the log.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.option("--plot", type=FILE, help="Save the learning curves as a PNG here (needs `banditads[plots]`).")
+def replay(
+    *,
+    sources: tuple[str, ...],
+    specs: tuple[str, ...],
+    seed: int,
+    limit: int | None,
+    reward_min: float,
+    reward_max: float,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
+    """Say what other policies would have earned on logged decisions.
+
+    LOG is a data directory, a Parquet or dsjson export, a file of the Open Bandit Dataset, or one of its
+    bundled parts by name: random/all, random/men, random/women, bts/all, bts/men, bts/women.
+    """
+    import msgspec
+    from rich.console import Console
+
+    from . import report
+
+    console = Console(stderr=True)
+    reports = report.run(
+        sources, specs, seed=seed, limit=limit, reward_min=reward_min, reward_max=reward_max, console=console
+    )
+    if as_json:
+        click.echo(msgspec.json.encode(reports))
+    else:
+        report.show(reports, Console())
+    if plot:
+        report.plot(reports, plot)
+        console.print(f"The learning curves are in {plot}.", highlight=False)
+
+
+@command.command()
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.option("--key-file", default="", metavar="FILE", help="Secret of the server. [default: DIR.key]")
+def verify(folder: Path, key_file: str) -> None:
+    """Read a whole data directory and check it.
+
+    Checks every checksum, folds the journal from its beginning, and compares the state with the snapshots.
+    Changes nothing; the server may be running.
+    """
+    from . import signing
+    from .verification import verify as check
+
+    key = signing.derive(signing.load(signing.key_path(key_file, folder)), "snapshots")
+    size = sum(path.stat().st_size for path in folder.glob("*.journal"))
+    with _progress("folding", size) as advance:
+        verdict = check(folder, key, advance)
+    click.echo(
+        f"{folder} is whole: events {verdict.first} to {verdict.end - 1}, "
+        f"{len(verdict.snapshots)} snapshots compared, state {verdict.digest}"
+    )
+
+
+@command.command()
+@click.argument("source", metavar="LOG")
+@click.option("--parquet", type=FILE, help="Write a Parquet file (needs `banditads[parquet]`).")
+@click.option("--dsjson", type=FILE, help="Write JSON lines as `vw --dsjson` reads them.")
+def export(source: str, parquet: Path | None, dsjson: Path | None) -> None:
+    """Write finished decisions for other tools: one row each, with context, ads, probabilities and reward.
+
+    LOG is a data directory, or anything else that `replay` reads.
+    """
+    if not parquet and not dsjson:
+        raise click.UsageError("give --parquet FILE or --dsjson FILE")
+    from . import logs
+
+    for name, path in (("parquet", parquet), ("dsjson", dsjson)):
+        if path:
+            with _progress(f"writing {path}", None) as advance:
+                rounds = (advance(1) or each for each in logs.read(source))
+                count = logs.write(name, rounds, path)
+            click.echo(f"{count} decisions in {path}")
+
+
+@contextmanager
+def _progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda amount: bar.advance(task, amount)

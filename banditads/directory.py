@@ -1,0 +1,140 @@
+"""The data directory: held by one process, made for one configuration, written so that a power cut leaves the
+old or the new and nothing between.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .errors import Damaged, DiskFailure, InUse, Misconfigured
+
+
+def write_durably(path: Path, *parts: bytes, check: Callable[[Path], None] = lambda new: None) -> None:
+    """Write a file under a temporary name, and give it its own once the disk has it.
+
+    `check` may look at the finished file and raise. Whatever is raised, the temporary file is gone, and
+    nothing stands under `path` that did not before (after a `DiskFailure` of the folder, the new file may).
+    """
+    new = path.with_name(path.name + ".tmp")
+    try:
+        with new.open("wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            fsync(file.fileno(), new)
+        check(new)
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def fsync(number: int, path: Path) -> None:
+    """Wait until the disk has this open file. Raises `DiskFailure`: trying again proves nothing."""
+    try:
+        os.fsync(number)
+    except OSError as error:
+        raise DiskFailure(f"{path}: fsync failed: {error.strerror}") from error
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make names in a folder durable: creating, renaming and deleting is not, until then."""
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fsync(number, folder)
+    finally:
+        os.close(number)
+
+
+class DataDirectory:
+    """A directory that is ours until it is closed, or the process ends. Raises `InUse` if it is another's."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in made:
+            fsync_folder(folder.parent)
+        self._lock = (path / "LOCK").open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = self._lock.read(20).strip()
+            self._lock.close()
+            by = f" (process {holder})" if holder else ""
+            raise InUse(f"the data directory {path} is in use by another process{by}") from None
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()}\n")
+        self._lock.flush()
+        for left in path.glob("*.tmp"):
+            left.unlink()
+
+    def check(self, identity: Mapping[str, Any], *, relearn: bool = False) -> bool:
+        """Whether what was learned here was learned under another configuration, and may be learned again.
+
+        A directory without one takes this configuration. Raises `Misconfigured`, naming what differs, if
+        there is another and `relearn` is not set.
+        """
+        stored = read_config(self.path)
+        if stored is None:
+            self.commit(identity)
+            return False
+        differences = [
+            f"{name} was {stored.get(name)!r} and is now {identity.get(name)!r}"
+            for name in sorted(stored.keys() | identity.keys())
+            if stored.get(name) != identity.get(name)
+        ]
+        if differences and not relearn:
+            raise Misconfigured(
+                f"{self.path} was learned under another configuration: {'; '.join(differences)}. Put it "
+                "back, or start once with --relearn to fold the whole journal again under the new one"
+            )
+        return bool(differences)
+
+    def commit(self, identity: Mapping[str, Any]) -> None:
+        """From now on this is the configuration."""
+        text = json.dumps(identity, indent=1, sort_keys=True)
+        write_durably(self.path / "CONFIG", f"{_checksum(text)}\n{text}\n".encode())
+
+    def close(self) -> None:
+        """Let somebody else have it."""
+        self._lock.close()
+
+    def __enter__(self) -> DataDirectory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """What the state in this directory depends on; None if it has none yet. Raises `Damaged`."""
+    path = folder / "CONFIG"
+    try:
+        checksum, _, text = path.read_text("utf-8").partition("\n")
+        if checksum != _checksum(text.removesuffix("\n")) or not text.endswith("\n"):
+            raise ValueError("its checksum does not fit")
+        stored: dict[str, Any] = json.loads(text)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:  # not UTF-8, not JSON, not ours
+        raise Damaged(
+            f"{path} is damaged: {error}. If you know the configuration that was in force, remove the file "
+            "and start with exactly that"
+        ) from None
+    return stored
+
+
+def _checksum(text: str) -> str:
+    return f"crc32 {zlib.crc32(text.encode()):08x}"

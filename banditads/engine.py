@@ -1,0 +1,269 @@
+"""A state, a journal and one lock. Everything that changes an ad server at run time is here.
+
+Writing is: decide, append, catch up. Recovering and following are: catch up. What is refused is refused
+before it is journaled; what a reward waits for, the disk, it waits for outside the lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from . import events, replay
+from .choosing import Request, Slate, choose, spread
+from .errors import Conflict, Damaged, DiskFailure, Expired, Invalid, Unavailable, Unknown
+from .events import Ad, Chosen, Unfilled
+from .joiner import Status
+from .journal import Journal
+from .snapshots import Snapshots
+from .state import State
+
+log = logging.getLogger(__name__)
+
+
+class Receipt(NamedTuple):
+    """What became of a reward: `applied` or `duplicate`, and where it stands in the journal."""
+
+    status: str
+    offset: int
+
+
+class Answer(NamedTuple):
+    """A choice and where it stands in the journal: None when it could not be written down.
+
+    Then it cannot be rewarded and is not learned from.
+    """
+
+    event: Chosen | Unfilled
+    offset: int | None
+
+
+class Decision(NamedTuple):
+    """What was decided and what became of it."""
+
+    event: Chosen | Unfilled
+    status: Status
+    reward: float | None
+
+
+class Ids(Protocol):
+    """Makes event ids and knows its own again."""
+
+    def mint(self, at: float) -> str:
+        """A new one that nobody can guess."""
+
+    def minted_at(self, event_id: str) -> float | None:
+        """When we made it; None if we did not."""
+
+
+class Engine:
+    """One writer of one journal.
+
+    Parameters
+    ----------
+    state
+        As it was when the journal was empty, or as a snapshot had it; what is newer is read at once.
+    ids
+        Makes event ids.
+    clock
+        Seconds since the epoch; read once for each request.
+    floor, salt
+        See `choosing`.
+    snapshots
+        Where to keep them; None keeps none.
+    keep_journal
+        Never drop records that the older snapshot covers.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        journal: Journal,
+        *,
+        ids: Ids,
+        clock: Callable[[], float] = time.time,
+        floor: float = 0.0,
+        salt: str = "",
+        snapshots: Snapshots | None = None,
+        keep_journal: bool = True,
+    ) -> None:
+        self.state, self.journal, self.ids, self.clock = state, journal, ids, clock
+        self.floor, self.salt, self.snapshots, self.keep_journal = floor, salt, snapshots, keep_journal
+        self.lock = threading.Lock()
+        self.snapshot_lock = threading.Lock()
+        self.snapshot_offset = state.applied
+        self.unwritten = 0  # choices served from memory because the disk refused them
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Fold in whatever the journal has and we have not."""
+        replay.fold(self.journal.read(self.state.applied), self.state)
+
+    def _record(self, event: events.Event) -> int:
+        """Append an event and come to know it. When this returns, the model has learned."""
+        offset = self.journal.append(events.encode(event))
+        self.state.apply(offset, event)
+        return offset
+
+    def choose(self, request: Request, event_id: str = "") -> Answer:
+        """Pick an ad. The same `event_id` or `request_id` again gets the same answer and is one event."""
+        with self.lock:
+            at = self.clock()
+            known = event_id or self.state.joiner.requests.get(request.request_id, "")
+            if self.state.joiner.knows(known):
+                return self._again(known)
+            event_id = event_id or self.ids.mint(at)
+            event = choose(
+                self.state, at=at, event_id=event_id, request=request, floor=self.floor, salt=self.salt
+            )
+            try:
+                return Answer(event, self._record(event))
+            except (Unavailable, DiskFailure) as error:
+                log.error("a choice could not be written down and is served from memory: %s", error)
+                self.unwritten += 1
+                return Answer(event, None)
+
+    def predict(self, request: Request) -> Slate:
+        """The distribution that `choose` would draw from. No side effect of any kind."""
+        with self.lock:
+            return spread(self.state, at=self.clock(), request=request, floor=self.floor)
+
+    def reward(self, event_id: str, value: float) -> Receipt:
+        """Say what a choice was worth. Returns when the reward is learned and durable."""
+        low, high = self.state.reward_min, self.state.reward_max
+        if not low <= value <= high:
+            raise Invalid(f"reward must lie between {low:g} and {high:g}", "reward")
+        with self.lock:
+            receipt, late = self._reward(event_id, value)
+        self.journal.sync(receipt.offset)
+        if late:
+            raise Expired("the reward came after its window: written down, not learned from", "event_id")
+        return receipt
+
+    def _reward(self, event_id: str, value: float) -> tuple[Receipt, bool]:
+        """(what became of it, whether it was too late)."""
+        at, joiner = self.clock(), self.state.joiner
+        done = joiner.done.get(event_id)
+        if done is None:
+            if event_id not in joiner.open:
+                raise self._unknown(event_id)
+            late = not joiner.in_time(event_id, at)
+            return Receipt("applied", self._record(events.Rewarded(at, event_id, float(value)))), late
+        if done.status is Status.UNFILLED:
+            raise Unknown("nothing was shown under this event id", "event_id")
+        if done.reward is None:
+            return Receipt("applied", self._record(events.Rewarded(at, event_id, float(value)))), True
+        if done.status is Status.REWARDED and done.reward != value:
+            raise Conflict("another reward was already given for this event", "reward")
+        return Receipt("duplicate", done.reward_offset), done.status is Status.EXPIRED
+
+    def impress(self, event_id: str) -> None:
+        """The ad of a choice was seen. Counted once, while the choice waits for its reward."""
+        with self.lock:
+            waiting = self.state.joiner.open.get(event_id)
+            if waiting is None and event_id not in self.state.joiner.done:
+                raise self._unknown(event_id)
+            if waiting and not waiting.seen:
+                self._record(events.Impressed(self.clock(), event_id, waiting.choice.ad_id))
+
+    def put_ads(self, ads: Sequence[Ad]) -> int:
+        """Add ads to the catalog or replace them; all or nothing. Returns when that is durable."""
+        with self.lock:
+            offset = self._record(events.AdsPut(self.clock(), tuple(ads)))
+        self.journal.sync(offset)
+        return offset
+
+    def remove_ad(self, ad_id: str) -> int:
+        """Take an ad out of the catalog. Returns when that is durable."""
+        with self.lock:
+            if ad_id not in self.state.catalog.ads:
+                raise Unknown(f"there is no ad {ad_id!r}", "id")
+            offset = self._record(events.AdRemoved(self.clock(), ad_id))
+        self.journal.sync(offset)
+        return offset
+
+    def tick(self) -> bool:
+        """Let silence be known: journal the time if a choice has run out of it. Whether it had."""
+        with self.lock:
+            at, oldest = self.clock(), self.state.joiner.oldest()
+            if oldest is None or at < oldest.deadline:
+                return False
+            self._record(events.Ticked(at))
+            return True
+
+    def shown(self, choice: Chosen) -> Ad:
+        """The ad of a choice: as it was chosen, or, once that has settled, as it is now."""
+        waiting = self.state.joiner.open.get(choice.event_id)
+        if waiting:
+            return waiting.ads[choice.pick]
+        inline = {ad.id: ad for ad in choice.inline}
+        return inline.get(choice.ad_id) or self.state.catalog.ads.get(choice.ad_id) or Ad(choice.ad_id)
+
+    def trouble(self) -> str:
+        """Why rewards are not accepted just now; empty when they are."""
+        return self.journal.poisoned
+
+    def decision(self, event_id: str) -> Decision:
+        """What was decided under this id, and what became of it."""
+        with self.lock:
+            done = self.state.joiner.done.get(event_id)
+            event = self._again(event_id).event
+        return Decision(event, done.status if done else Status.PENDING, done.reward if done else None)
+
+    def _again(self, event_id: str) -> Answer:
+        """A decision made before: from memory while it is open, then from the journal."""
+        if waiting := self.state.joiner.open.get(event_id):
+            return Answer(waiting.choice, waiting.offset)
+        if done := self.state.joiner.done.get(event_id):
+            if done.offset < self.journal.start:
+                raise Expired("this decision is no longer in the journal", "event_id")
+            event = events.decode(next(self.journal.read(done.offset))[1])
+            assert isinstance(event, Chosen | Unfilled)
+            return Answer(event, done.offset)
+        raise self._unknown(event_id)
+
+    def _unknown(self, event_id: str) -> Unknown | Expired:
+        """The refusal for an id that is not remembered: ours and old, or never ours."""
+        made = self.ids.minted_at(event_id)
+        if made is not None and made + self.state.joiner.wait <= self.clock():
+            return Expired("this event is too old and no longer remembered", "event_id")
+        return Unknown("no such event", "event_id")
+
+    def snapshot(self) -> int:
+        """Save the state as it is now; return its offset. Requests wait only while it is copied in memory."""
+        if self.snapshots is None:
+            raise Invalid("this server keeps no snapshots")
+        with self.snapshot_lock:
+            with self.lock:
+                offset, saved = self.state.applied, self.state.dump()
+            if offset:
+                self.journal.sync(offset - 1)
+                self.snapshots.save(offset, saved)
+                if not self.keep_journal:
+                    self.journal.drop_before(self.snapshots.older_offset())
+            self.snapshot_offset = offset
+        return offset
+
+
+def recover(state: State, journal: Journal, snapshots: Snapshots, *, relearn: bool = False) -> None:
+    """Load the newest snapshot that is good and that the journal goes on from; the rest is catching up.
+
+    `relearn` uses none. Raises `Damaged` when nothing leads to the present.
+    """
+    for offset, saved in () if relearn else snapshots.load():
+        if offset > journal.end:
+            raise Damaged(
+                f"the journal ends at offset {journal.end}, before the snapshot at {offset}: its newest "
+                "segments are missing. Put them back, or remove that snapshot to go on without them"
+            )
+        if offset >= journal.start:
+            state.load(saved)
+            return
+    if journal.start > 0:
+        raise Damaged(
+            f"the journal begins at offset {journal.start} and no good snapshot reaches that far. Put back "
+            "the missing segments or a snapshot"
+        )

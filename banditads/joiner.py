@@ -1,0 +1,165 @@
+"""Joins a choice with its reward, and with its silence.
+
+A choice is open for `wait` seconds. The first reward within them settles it at once; if none comes, the
+passing of time settles it with `default`. Time is the newest `at` seen in any event, never the clock on the
+wall, so a choice expires at the same place in the journal everywhere, and a clock that jumps back never
+un-expires one. What has settled is remembered for a while, to tell a repeated reward from a conflicting one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from .events import Ad, Chosen, Event, Impressed, Rewarded, Saved, Settled, Unfilled
+
+
+class Status(StrEnum):
+    """What became of a decision."""
+
+    PENDING = "pending"
+    REWARDED = "rewarded"
+    EXPIRED = "expired"
+    UNFILLED = "unfilled"
+
+
+class Open(msgspec.Struct):
+    """A choice that waits for its reward."""
+
+    offset: int  # of the choice in the journal
+    deadline: float  # seconds since the epoch; a reward at or after it is late
+    choice: Chosen
+    ads: tuple[Ad, ...]  # as they were at choice time
+    seen: bool = False  # the ad was reported as seen
+
+
+class Done(msgspec.Struct, frozen=True, array_like=True):
+    """What is remembered of a decision that no longer waits."""
+
+    offset: int  # of the choice in the journal
+    status: Status
+    reward: float | None = None  # what somebody said, in time or too late
+    reward_offset: int = -1  # where they said it
+    request_id: str = ""
+
+
+class Joiner:
+    """Open and settled decisions.
+
+    Parameters
+    ----------
+    wait
+        Seconds in which a reward counts.
+    default
+        Reward of a choice that nobody rewarded in time.
+    max_open
+        Choices that may wait; beyond, the oldest is given up: expired, and not learned from.
+    max_done
+        Settled decisions remembered; beyond, the oldest is forgotten.
+    """
+
+    def __init__(
+        self, *, wait: float = 600.0, default: float = 0.0, max_open: int = 10**6, max_done: int = 10**6
+    ) -> None:
+        self.wait, self.default, self.max_open, self.max_done = wait, default, max_open, max_done
+        self.now = 0.0  # newest `at` seen
+        self.open: dict[str, Open] = {}  # by event id; oldest deadline first, because `now` only grows
+        self.done: dict[str, Done] = {}  # by event id; oldest settled first
+        self.requests: dict[
+            str, str
+        ] = {}  # request id -> event id, for as long as that is in `open` or `done`
+        self.given_up = 0  # choices that had to leave before their time
+
+    def settle(self, offset: int, event: Event, ads: tuple[Ad, ...]) -> Iterator[Settled]:
+        """What this event settles: choices whose time ran out, then the one that it rewards.
+
+        `ads` are those of the event, if it is a choice.
+        """
+        self.now = max(self.now, event.at)
+        while (oldest := self.oldest()) and oldest.deadline <= self.now:
+            yield self._close(oldest, Status.EXPIRED, self.default, silent=True)
+        match event:
+            case Chosen(event_id=event_id) if not self.knows(event_id):  # the first choice under an id stands
+                self.open[event_id] = Open(offset, self.now + self.wait, event, ads)
+                if event.request_id:
+                    self.requests[event.request_id] = event_id
+                if len(self.open) > self.max_open and (oldest := self.oldest()):
+                    self._close(oldest, Status.EXPIRED, self.default, silent=True)
+                    self.given_up += 1
+            case Impressed(event_id=event_id) if waiting := self.open.get(event_id):
+                waiting.seen = True
+            case Unfilled(event_id=event_id) if not self.knows(event_id):
+                self._remember(event_id, Done(offset, Status.UNFILLED))
+            case Rewarded(event_id=event_id, value=value):
+                if waiting := self.open.get(event_id):
+                    yield self._close(waiting, Status.REWARDED, value, reward=value, reward_offset=offset)
+                elif (late := self.done.get(event_id)) and late.status is Status.EXPIRED:
+                    self.done[event_id] = msgspec.structs.replace(late, reward=value, reward_offset=offset)
+
+    def oldest(self) -> Open | None:
+        """The open choice that will expire first."""
+        return next(iter(self.open.values()), None)
+
+    def knows(self, event_id: str) -> bool:
+        """Whether a decision was made under this id, and is remembered."""
+        return event_id in self.open or event_id in self.done
+
+    def in_time(self, event_id: str, at: float) -> bool:
+        """Whether a reward at this time would count."""
+        waiting = self.open.get(event_id)
+        return waiting is not None and max(self.now, at) < waiting.deadline
+
+    def _close(
+        self, waiting: Open, status: Status, value: float, silent: bool = False, **said: Any
+    ) -> Settled:
+        choice = waiting.choice
+        del self.open[choice.event_id]
+        self._remember(choice.event_id, Done(waiting.offset, status, request_id=choice.request_id, **said))
+        return Settled(choice, waiting.ads, value, self.now, silent)
+
+    def _remember(self, event_id: str, done: Done) -> None:
+        self.done[event_id] = done
+        while len(self.done) > self.max_done:
+            forgotten = self.done.pop(next(iter(self.done)))
+            self.requests.pop(forgotten.request_id, None)
+
+    def dump(self) -> Saved:
+        """Each ad once, each slate once, then the choices that refer to them."""
+        ads, slates, waiting = _Numbers(), _Numbers(), []
+        numbers: dict[int, int] = {}  # identity of a slate -> its number: most choices share a few slates
+        for each in self.open.values():
+            if id(each.ads) not in numbers:
+                numbers[id(each.ads)] = slates.of([ads.of(ad) for ad in each.ads])
+            waiting.append([each.offset, each.deadline, numbers[id(each.ads)], each.choice, each.seen])
+        return [self.now, self.given_up, ads.items, slates.items, waiting, self.done]
+
+    def load(self, saved: Saved) -> None:
+        """The inverse of `dump`."""
+        self.now, self.given_up, raw_ads, raw_slates, waiting, done = saved
+        ads = [Ad.load(raw) for raw in raw_ads]
+        slates = [tuple(ads[number] for number in numbers) for numbers in raw_slates]
+        choices = [
+            Open(offset, deadline, msgspec.convert(raw, Chosen), slates[number], seen)
+            for offset, deadline, number, raw, seen in waiting
+        ]
+        self.open = {each.choice.event_id: each for each in choices}
+        self.done = msgspec.convert(done, dict[str, Done])
+        self.requests = {each.request_id: event_id for event_id, each in self.done.items() if each.request_id}
+        self.requests |= {c.choice.request_id: c.choice.event_id for c in choices if c.choice.request_id}
+
+
+class _Numbers:
+    """Numbers equal things in the order in which they are first met."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        self._known: dict[bytes, int] = {}
+
+    def of(self, item: Any) -> int:
+        number = self._known.setdefault(msgspec.msgpack.encode(item), len(self.items))
+        if number == len(self.items):
+            self.items.append(item)
+        return number

@@ -1,0 +1,78 @@
+"""Logs: finished interactions in files, ours and other people's. A kind of log is a file here.
+
+`read` asks each file whether it recognises a path; `write` is for the kinds that can be written. Optional
+libraries are imported only by the file that needs them, and only when it is used.
+
+>>> rounds = list(read("random/men"))
+>>> len(rounds), sum(each.reward for each in rounds)
+(10000, 46.0)
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import Misconfigured
+from ..events import Ad, Settled
+
+
+def names() -> list[str]:
+    """All kinds of log there are."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def read(source: str | Path) -> Iterator[Settled]:
+    """The interactions of a log, in its order. Raises `errors.Damaged`, with the place, where it is not one.
+
+    A kind of log is a module with `recognises(path) -> bool`, which is cheap, and `read(path) -> Iterator`.
+    """
+    path = Path(source)
+    for name in names():
+        kind = _kind(name)
+        if kind.recognises(path):
+            found: Iterator[Settled] = kind.read(path)
+            return found
+    raise Misconfigured(f"{source} is not a log that is there and recognised; kinds: {', '.join(names())}")
+
+
+def write(name: str, rounds: Iterable[Settled], path: str | Path) -> int:
+    """Write a log of this kind and return how many rounds it has. What was at the path stays until then."""
+    if name not in writable():
+        raise Misconfigured(f"logs can be written as {' or '.join(writable())}, not as {name!r}")
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        count: int = _kind(name).write(rounds, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def writable() -> list[str]:
+    """The kinds of log that can be written."""
+    return [name for name in names() if hasattr(_kind(name), "write")]
+
+
+def ad_to_dict(ad: Ad) -> dict[str, Any]:
+    """The fields of an ad that say something, by name."""
+    blank = Ad(ad.id)
+    fields = [(name, getattr(ad, name), getattr(blank, name)) for name in ad.__struct_fields__]
+    return {name: value for name, value, default in fields if name == "id" or value != default}
+
+
+def ad_from_dict(fields: dict[str, Any]) -> Ad:
+    """The inverse of `ad_to_dict`, also after a trip through JSON.
+
+    >>> ad_from_dict(ad_to_dict(Ad("hats", {"price": 9.5}, house=True))).features
+    {'price': 9.5}
+    """
+    return Ad(**{**fields, "placements": tuple(fields.get("placements", ()))})
+
+
+def _kind(name: str) -> Any:
+    return importlib.import_module(f"{__name__}.{name}")

@@ -1,0 +1,114 @@
+"""Bytes and ids from outside -> checked values, or a refusal that names the field.
+
+>>> decode(b'{"id": "a1", "features": {"price": "59.9"}, "colour": "red"}', AdBody)
+Traceback (most recent call last):
+banditads.errors.Invalid: Object contains unknown field `colour`
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from .errors import Invalid
+from .events import Ad
+from .features import clean
+
+T = TypeVar("T")
+
+JSON, MSGPACK = "application/json", "application/msgpack"
+MAX_ID = 128  # characters
+MAX_ADS = 100_000  # at once, and in a catalog
+MAX_CREATIVE = 16 * 2**10  # bytes
+MAX_URL = 2048  # characters
+
+
+class AdBody(msgspec.Struct, forbid_unknown_fields=True):
+    """An ad as people write it: in a request, or as a line of a catalog file."""
+
+    id: str = ""
+    features: dict[str, Any] = {}
+    landing_url: str = ""
+    creative: dict[str, Any] = {}
+    placements: list[str] = []
+    starts: float | None = None
+    ends: float | None = None
+    house: bool = False
+
+
+def decode(raw: bytes, kind: type[T], media: str = JSON) -> T:
+    """A value of this type; `Invalid`, with the field, if the bytes are not one."""
+    try:
+        if media == MSGPACK:
+            return msgspec.msgpack.decode(raw, type=kind)
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `")
+        named = re.search(r"field `([^`]*)`", message)  # required, or unknown
+        steps = [path.rstrip("`").removeprefix("$").lstrip("."), named[1] if named else ""]
+        raise Invalid(message, ".".join(filter(None, steps))[:MAX_ID] or "body") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise Invalid(f"not well-formed {media.partition('/')[2]}", "body") from None
+
+
+def check_id(text: str, field: str) -> str:
+    """An id as it may be: 1 to 128 printable characters."""
+    if not 1 <= len(text) <= MAX_ID or not text.isprintable():
+        raise Invalid(f"must be 1 to {MAX_ID} printable characters", field)
+    return text
+
+
+def check_ad(body: AdBody, field: str) -> Ad:
+    """An ad, checked and cleaned. Raises `Invalid`, naming the field."""
+    check_id(body.id, f"{field}.id")
+    if body.landing_url:
+        _check_url(body.landing_url, f"{field}.landing_url")
+    if len(msgspec.json.encode(body.creative)) > MAX_CREATIVE:
+        raise Invalid(f"may have at most {MAX_CREATIVE} bytes", f"{field}.creative")
+    if len(body.placements) > 100:
+        raise Invalid("may name at most 100 placements", f"{field}.placements")
+    if body.starts is not None and body.ends is not None and body.starts >= body.ends:
+        raise Invalid("must be after starts", f"{field}.ends")
+    return Ad(
+        body.id,
+        clean(body.features, f"{field}.features"),
+        body.landing_url,
+        body.creative,
+        tuple(check_id(each, f"{field}.placements") for each in body.placements),
+        body.starts,
+        body.ends,
+        body.house,
+    )
+
+
+def check_ads(raw: bytes, lines: bool) -> list[Ad]:
+    """Ads of an array or of JSON Lines. Raises `Invalid`, naming the first bad one."""
+    ads = []
+    if lines:
+        for number, line in enumerate(raw.splitlines(), 1):
+            if line.strip():
+                try:
+                    ads.append(check_ad(decode(line, AdBody), "ad"))
+                except Invalid as error:
+                    raise Invalid(error.message, f"line {number}: {error.field}") from None
+    else:
+        ads = [check_ad(body, f"[{number}]") for number, body in enumerate(decode(raw, list[AdBody]))]
+    if len({ad.id for ad in ads}) < len(ads):
+        raise Invalid("an id is given twice", "id")
+    if not 1 <= len(ads) <= MAX_ADS:
+        raise Invalid(f"give between 1 and {MAX_ADS} ads", "body")
+    return ads
+
+
+def _check_url(url: str, field: str) -> None:
+    """Only what a browser may be sent to: absolute, http or https, one line of ASCII."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        good = False
+    if not good or not url.isascii() or not url.isprintable() or " " in url or len(url) > MAX_URL:
+        raise Invalid(f"must be an absolute http or https URL in ASCII, at most {MAX_URL} characters", field)

@@ -1,0 +1,185 @@
+"""Evaluations for people: a table for the terminal, curves for the eye, JSON for programs.
+
+`run` does the whole of `banditads replay` and of `benchmarks/replay.py`: logs in, reports out. Plots need
+`pip install banditads[plots]`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from . import logs, policies
+from .errors import Misconfigured
+from .evaluation import LOGGED, Point, Result, evaluate
+from .ope import Estimate
+
+UNSURE = "not enough to say"
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What the policies would have earned on one log. `msgspec.json.encode` writes it down."""
+
+    log: str
+    seed: int
+    results: list[Result]
+
+    @property
+    def title(self) -> str:
+        """The log, and how long it is."""
+        return f"{self.log}, {self.results[0].rounds:,} rounds, seed {self.seed}"
+
+
+def run(
+    sources: Sequence[str],
+    specs: Sequence[str] = (),
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    reward_min: float = 0.0,
+    reward_max: float = 1.0,
+    console: Console | None = None,
+) -> list[Report]:
+    """Evaluate policies, all there are if none is named, on the first `limit` rounds of each log.
+
+    `console` gets a progress bar, which is gone in the end; none is drawn where it is not a terminal.
+    """
+    specs = list(specs) or policies.names()
+    reports = []
+    for source in sources:
+        rounds = islice(logs.read(source), limit)
+        with _bar(console, source, limit) as progress:
+            results = evaluate(
+                rounds,
+                specs,
+                seed=seed,
+                reward_min=reward_min,
+                reward_max=reward_max,
+                progress=progress,
+            )
+        reports.append(Report(str(source), seed, results))
+    return reports
+
+
+def table(report: Report, *, markdown: bool = False) -> Table:
+    """One row per policy. Estimates are per round, with 95 % intervals; those not worth showing are not."""
+    found = Table(
+        title=None if markdown else report.title,
+        box=box.MARKDOWN if markdown else box.SIMPLE_HEAVY,
+        title_justify="left",
+        title_style="bold",
+    )
+    between = " " if markdown else "\n"
+    found.add_column("policy", no_wrap=markdown, overflow="fold")
+    headings = f"rejection{between}replay", "accepted", "IPS", "SNIPS", "ESS", f"largest{between}weight"
+    for heading in headings:
+        found.add_column(heading, justify="right", no_wrap=markdown)
+    for result in report.results:
+        found.add_row(
+            result.policy,
+            _cell(result.replay, result.replay_enough, between),
+            f"{result.accepted:,}{between}({result.match_rate:.1%})",
+            _cell(result.ips, result.weights_enough, between),
+            _cell(result.snips, result.weights_enough, between),
+            f"{result.effective_sample_size:,.0f}",
+            _short(result.largest_weight),
+        )
+    return found
+
+
+def show(reports: Sequence[Report], console: Console, *, markdown: bool = False) -> None:
+    """Print the tables, one below the other; as Markdown with headings, to be pasted."""
+    for report in reports:
+        if markdown:
+            console.print(f"### {report.title}\n", highlight=False, markup=False)
+        console.print(table(report, markdown=markdown))
+        said: dict[str, list[str]] = {}
+        for result in report.results:
+            for note in result.notes:
+                said.setdefault(note, []).append(result.policy)
+        for note, about in said.items():
+            console.print(f"{', '.join(about)}: {note}", highlight=False, markup=False)
+
+
+def plot(reports: Sequence[Report], path: str | Path) -> None:
+    """Draw how the estimates came about, a row per log, and save it: PNG, SVG or PDF by the path's end."""
+    try:
+        figures = importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise Misconfigured("plots need matplotlib: pip install 'banditads[plots]'") from error
+    figure = figures.Figure(figsize=(12, 0.6 + 4.2 * len(reports)), layout="constrained")
+    grid = figure.subplots(len(reports), 2, squeeze=False)
+    for report, (left, right) in zip(reports, grid, strict=True):
+        replayed = [(each, each.replay_curve, each.replay_enough) for each in report.results]
+        weighted = [(each, each.snips_curve, each.weights_enough) for each in report.results]
+        _panel(left, f"{report.title}\nRejection replay", replayed)
+        _panel(right, "Self-normalised IPS", weighted)
+    figure.savefig(path, dpi=150)
+
+
+def _panel(axes: Any, title: str, curves: Sequence[tuple[Result, tuple[Point, ...], bool]]) -> None:
+    """One line per policy with its interval as a shade; where there is too little to say, only its name."""
+    bounds = []
+    for number, (result, curve, enough) in enumerate(curves):
+        colour = "black" if result.policy == LOGGED else f"C{number - 1}"
+        points = [(p.rounds, p.estimate) for p in curve if p.estimate.low is not None]
+        if not enough or not points:
+            axes.plot([], [], color=colour, linestyle=":", label=f"{result.policy}: {UNSURE}")
+            continue
+        x = [rounds for rounds, _ in points]
+        low, high = ([getattr(each, side) for _, each in points] for side in ("low", "high"))
+        axes.plot(
+            x,
+            [each.value for _, each in points],
+            color=colour,
+            linestyle="--" if result.policy == LOGGED else "-",
+            label=f"{result.policy}: {points[-1][1].value:.3g}",
+        )
+        axes.fill_between(x, low, high, color=colour, alpha=0.08, linewidth=0)
+        bounds += [low[-1], high[-1]]
+    if bounds:
+        room = (max(bounds) - min(bounds)) / 2
+        axes.set_ylim(
+            max(0, min(bounds) - room) if min(bounds) >= 0 else min(bounds) - room, max(bounds) + room
+        )
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel("rounds of the log")
+    axes.set_ylabel("average reward so far")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, ncols=2)
+
+
+def _cell(estimate: Estimate, enough: bool, between: str) -> str:
+    if estimate.value is None or not enough:
+        return UNSURE.replace(" to", f"{between}to")
+    if estimate.high is None:
+        return f"{estimate.value:.3g}{between}± ?"
+    return f"{estimate.value:.3g}{between}± {estimate.high - estimate.value:.2g}"
+
+
+def _short(number: float) -> str:
+    """Three digits, or all those before the point."""
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
+
+
+@contextmanager
+def _bar(console: Console | None, name: str, total: int | None) -> Iterator[Callable[[int], object] | None]:
+    if console is None:
+        yield None
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda done: bar.update(task, completed=done)

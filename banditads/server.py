@@ -1,0 +1,232 @@
+"""One engine behind one WSGI server in one process: start, serve, stop; and recover from whatever stopped it.
+
+The server is granian: maintained, with wheels, the fastest that reads chunked bodies and keeps pipelined
+requests in order. Its worker runs in a thread of this process, because all state is in this process.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import secrets
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.server.mt import MTServer
+
+from . import api, signing
+from .directory import DataDirectory
+from .engine import Engine, recover
+from .errors import DiskFailure, Invalid, Misconfigured, Unavailable
+from .events import Ad
+from .journal.file import Journal
+from .logs import open_bandit
+from .parsing import check_ads
+from .settings import Settings
+from .snapshots import Snapshots
+from .state import State
+
+log = logging.getLogger(__name__)
+
+GRACE = 2.0  # seconds for requests under way when the server is told to stop
+
+
+class _OneProcess(MTServer):
+    """granian with its worker in a thread of this process.
+
+    granian offers that for free-threaded Python only, because several workers would share one lock. There is
+    one worker here, and the lock is the engine's anyway.
+    """
+
+    def _check_gil(self) -> None:
+        pass
+
+    def _stop_workers(self) -> None:
+        """Requests under way get `GRACE` to end; whoever has not even finished asking does not keep us."""
+        for worker in self.wrks:
+            worker.terminate()  # type: ignore[no-untyped-call]
+            worker.join(GRACE)  # type: ignore[no-untyped-call]
+        self.wrks.clear()
+
+
+def new_state(settings: Settings) -> State:
+    """A state that knows nothing yet."""
+    return State(
+        settings.policy,
+        settings.policy_options,
+        reward_min=settings.reward_min,
+        reward_max=settings.reward_max,
+        wait=settings.reward_wait,
+        default=settings.default_reward,
+        max_open=settings.max_pending,
+        max_done=settings.max_settled,
+    )
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[Engine]:
+    """The engine of a data directory: locked, recovered, with its catalog; closed and saved in the end."""
+    folder = Path(settings.data_dir)
+    ads = read_catalog(settings.catalog)
+    state = new_state(settings)
+    key = signing.load_or_create(signing.key_path(settings.key_file, folder))
+    with DataDirectory(folder) as directory:
+        relearn = directory.check(state.identity, relearn=settings.relearn)
+        journal = Journal(
+            str(folder),
+            fsync=settings.fsync,
+            segment_bytes=settings.segment_bytes,
+            segment_seconds=settings.segment_age,
+        )
+        try:
+            snapshots = Snapshots(folder, signing.derive(key, "snapshots"))
+            recover(state, journal, snapshots, relearn=relearn)
+            engine = Engine(
+                state,
+                journal,
+                ids=signing.EventIds(key),
+                floor=settings.floor,
+                salt=settings.salt,
+                snapshots=snapshots,
+                keep_journal=settings.keep_journal,
+            )
+            if relearn:
+                engine.snapshot()
+                directory.commit(state.identity)
+            if changed := [ad for ad in ads if state.catalog.ads.get(ad.id) != ad]:
+                engine.put_ads(changed)
+            yield engine
+            if not journal.poisoned:
+                engine.snapshot()
+        finally:
+            with suppress(DiskFailure):  # already reported by whoever met it first
+                journal.close()
+
+
+def read_catalog(name: str) -> list[Ad]:
+    """The ads of a JSON Lines file, or the bundled ones."""
+    if not name:
+        return []
+    if name == "demo":
+        return list(open_bandit.items("all"))
+    try:
+        return check_ads(Path(name).read_bytes(), lines=True)
+    except OSError as error:
+        raise Misconfigured(f"the catalog {name} cannot be read: {error.strerror}") from None
+    except Invalid as error:
+        raise Misconfigured(f"the catalog {name} is refused: {error.field}: {error.message}") from None
+
+
+class _Housekeeper(threading.Thread):
+    """What has to happen though nobody asks: silence, snapshots, and giving up when the disk has failed."""
+
+    def __init__(self, engine: Engine, settings: Settings, give_up: Callable[[], None]) -> None:
+        super().__init__(name="housekeeper", daemon=True)
+        self.engine, self.settings, self.give_up = engine, settings, give_up
+        self.stop = threading.Event()
+        self.saved = time.monotonic()
+        self.settled = self._settled()
+
+    def _settled(self) -> int:
+        total = self.engine.state.stats.total
+        return total.rewards + total.expired
+
+    def run(self) -> None:
+        while not self.stop.wait(min(1.0, self.settings.snapshot_every, self.settings.reward_wait)):
+            try:
+                if self.engine.trouble():
+                    log.critical("the disk has failed, stopping: %s", self.engine.trouble())
+                    self.give_up()
+                    return
+                self.engine.tick()
+                self._snapshot()
+            except (Unavailable, DiskFailure) as error:
+                log.error("housekeeping: %s", error)
+            except Exception:  # a bug; without ticks and snapshots the rest still works, so it goes on
+                log.exception("housekeeping failed")
+
+    def _snapshot(self) -> None:
+        late = time.monotonic() - self.saved >= self.settings.snapshot_every
+        many = self._settled() - self.settled >= self.settings.snapshot_rewards
+        if (late or many) and self.engine.snapshot_offset < self.engine.state.applied:
+            self.engine.snapshot()
+            self.saved, self.settled = time.monotonic(), self._settled()
+
+
+def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
+    """Serve until SIGTERM or SIGINT; then save and return. Raises `Fatal` for what makes that impossible."""
+    port = check_address(settings)
+    with opened(settings) as engine:
+        server = _OneProcess(
+            "banditads",
+            address=settings.host,
+            port=port,
+            interface=Interfaces.WSGI,
+            http=HTTPModes.http1,
+            http1_settings=HTTP1Settings(header_read_timeout=5000),
+            blocking_threads=settings.threads,
+            websockets=False,
+            log_enabled=False,
+        )
+        housekeeper = _Housekeeper(engine, settings, server.signal_handler_interrupt)
+        housekeeper.start()
+        threading.Thread(target=_announce, args=(engine, settings, port, say), daemon=True).start()
+        application = api.build(engine)
+        server.serve(target_loader=lambda: application, wrap_loader=False)
+        housekeeper.stop.set()
+        housekeeper.join()
+        if trouble := engine.trouble():
+            raise DiskFailure(trouble)
+
+
+def check_address(settings: Settings) -> int:
+    """The port to listen on. Raises `Misconfigured` if the address is taken, or open to others unasked."""
+    try:
+        loopback = settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        raise Misconfigured(f"setting host: {settings.host!r} is not an address") from None
+    if not loopback and not settings.allow_remote:
+        raise Misconfigured(
+            f"setting host: {settings.host} can be reached by others and there are no keys; "
+            "put a proxy in front and set allow_remote, or listen on 127.0.0.1"
+        )
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:  # granian shares ports, so it would not notice that one is taken
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise Misconfigured(
+                f"setting port: cannot listen on {settings.host}:{settings.port}: {error.strerror}"
+            ) from None
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _announce(engine: Engine, settings: Settings, port: int, say: Callable[[str], None]) -> None:
+    """Say where the server is, once it answers."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+    url = f"http://{host}:{port}"
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/healthz", timeout=5).read()
+            break
+        except OSError:
+            time.sleep(0.02)
+    ads = len(engine.state.catalog.ads)
+    said = f"banditads answers at {url} (policy {settings.policy}, {ads} ads, data in {settings.data_dir})"
+    event_id = f"try-{secrets.token_hex(4)}"
+    curls = (
+        f"curl '{url}/choose?event_id={event_id}&user_id=u1&device=mobile&daypart=evening'",
+        f"curl {url}/reward -H 'Content-Type: application/json' "
+        f'-d \'{{"event_id": "{event_id}", "reward": 1}}\'',
+    )
+    say("\n".join((said, *(f"  {curl}" for curl in curls))))

@@ -1,0 +1,320 @@
+"""Settings as data: name, type, default, unit and help of everything that can be configured.
+
+A flag beats the environment (`BANDITADS_<NAME>`), which beats the TOML file, which beats the default. An
+unknown or impossible setting is refused by name and with its source; nothing is ever ignored silently.
+
+>>> load(flags={"reward_wait": "10m"}, environ={"BANDITADS_PORT": "9000"}).reward_wait
+600.0
+>>> load(flags={"prot": 9000})
+Traceback (most recent call last):
+banditads.errors.Misconfigured: prot in the command line is not a setting; did you mean port?
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from .errors import Misconfigured
+
+PREFIX = "BANDITADS_"
+
+
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}  # in seconds
+
+
+def duration(text: str) -> float:
+    """Seconds of a number, or of a number with a unit (`250ms`, `30s`, `10m`, `24h`, `7d`).
+
+    >>> duration("1.5h"), duration("90")
+    (5400.0, 90.0)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text)
+    if not match or (match[2] or "s") not in UNITS:
+        raise ValueError(f"{text!r} is not a duration such as 250ms, 30s, 10m, 24h or 7d")
+    return float(match[1]) * UNITS[match[2] or "s"]
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Every setting there is. The text of each is its `--help` and its row in the documentation."""
+
+    data_dir: Annotated[
+        str, Meta(description="Directory of the journal and the snapshots; made if it is not there.")
+    ] = "banditads-data"
+    key_file: Annotated[
+        str,
+        Meta(
+            description="Secret that signs event ids and snapshots; made at the first start. "
+            "Must lie outside the data directory. Empty: beside it, with `.key` appended to its name."
+        ),
+    ] = ""
+    host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Meta(description="Port to listen on; 0 takes a free one.", ge=0, le=65535)] = 8080
+    allow_remote: Annotated[
+        bool,
+        Meta(
+            description="Listen on an address that is not loopback, though there are no keys: whoever "
+            "reaches the port may decide, reward and change the catalog. Put a proxy in front."
+        ),
+    ] = False
+    threads: Annotated[
+        int,
+        Meta(
+            description="Requests answered at the same time; more help only rewards that wait for the disk.",
+            ge=1,
+            le=512,
+            extra={"unit": "threads"},
+        ),
+    ] = 16
+    catalog: Annotated[
+        str,
+        Meta(
+            description="JSON Lines file of ads to put into the catalog at start; "
+            "`demo` is the bundled one of 80 items."
+        ),
+    ] = ""
+    policy: Annotated[str, Meta(description="Policy that spreads probability over the ads and learns.")] = (
+        "vw"
+    )
+    policy_options: Annotated[
+        dict[str, bool | int | float | str | list[str]],
+        Meta(description="Options of the policy, as `name=value`; a table in TOML."),
+    ] = {}
+    floor: Annotated[
+        float,
+        Meta(
+            description="Share of probability spread evenly over all eligible ads, on top of the policy's "
+            "own exploration, so that every ad is tried and any other policy can be judged from the log.",
+            ge=0,
+            le=1,
+        ),
+    ] = 0.01
+    salt: Annotated[
+        str,
+        Meta(
+            description="Changes every draw; two servers that share event ids need two salts.", max_length=64
+        ),
+    ] = ""
+    reward_wait: Annotated[
+        float,
+        Meta(
+            description="How long a decision waits for its reward.",
+            gt=0,
+            le=30 * 86400,
+            extra={"unit": "seconds", "parse": "duration"},
+        ),
+    ] = 600.0
+    default_reward: Annotated[float, Meta(description="Reward that is learned when none came in time.")] = 0.0
+    reward_min: Annotated[float, Meta(description="Smallest reward that is accepted.", ge=-1e6, le=1e6)] = 0.0
+    reward_max: Annotated[float, Meta(description="Largest reward that is accepted.", ge=-1e6, le=1e6)] = 1.0
+    max_pending: Annotated[
+        int,
+        Meta(
+            description="Decisions that may wait for a reward; beyond, the oldest is given up "
+            "and not learned from.",
+            ge=1,
+            le=50_000_000,
+            extra={"unit": "decisions"},
+        ),
+    ] = 1_000_000
+    max_settled: Annotated[
+        int,
+        Meta(
+            description="Settled decisions remembered to answer repeated and conflicting rewards.",
+            ge=0,
+            le=50_000_000,
+            extra={"unit": "decisions"},
+        ),
+    ] = 1_000_000
+    fsync: Annotated[
+        Literal["always", "everysec"],
+        Meta(
+            description="When a reward is acknowledged: `always` after the disk has it, `everysec` after the "
+            "system has it, which a power cut can lose up to about a second of."
+        ),
+    ] = "always"
+    keep_journal: Annotated[
+        bool,
+        Meta(
+            description="Never delete journal segments; the journal is also the log to evaluate policies on. "
+            "Off: segments older than the older snapshot go."
+        ),
+    ] = True
+    segment_bytes: Annotated[
+        int,
+        Meta(
+            description="A new journal segment begins after this many bytes.",
+            ge=4096,
+            le=2**32,
+            extra={"unit": "bytes"},
+        ),
+    ] = 64 * 2**20
+    segment_age: Annotated[
+        float,
+        Meta(
+            description="A new journal segment begins after this time.",
+            gt=0,
+            extra={"unit": "seconds", "parse": "duration"},
+        ),
+    ] = 3600.0
+    snapshot_every: Annotated[
+        float,
+        Meta(
+            description="A snapshot is taken after this time, if anything happened.",
+            ge=0.1,
+            extra={"unit": "seconds", "parse": "duration"},
+        ),
+    ] = 60.0
+    snapshot_rewards: Annotated[
+        int,
+        Meta(description="A snapshot is taken after this many rewards.", ge=1, extra={"unit": "rewards"}),
+    ] = 50_000
+    relearn: Annotated[
+        bool,
+        Meta(
+            description="The policy or another setting that the learned state depends on has changed: fold "
+            "the whole journal again under the new one. Needs the journal from its beginning."
+        ),
+    ] = False
+
+
+class Row(NamedTuple):
+    """One setting, for a table or a command line."""
+
+    name: str
+    kind: str  # text, integer, number, duration, yes or no, options, or the choices
+    default: Any
+    unit: str
+    help: str
+
+    @property
+    def shown(self) -> str:
+        """The default as people read it; empty where there is none."""
+        if isinstance(self.default, bool):
+            return "yes" if self.default else "no"
+        return f"{self.default:g}" if isinstance(self.default, float) else str(self.default or "")
+
+
+def rows() -> Iterator[Row]:
+    """Every setting, in the order in which they are declared."""
+    hints = get_type_hints(Settings, include_extras=True)
+    for field in msgspec.structs.fields(Settings):
+        kind, meta = get_args(hints[field.name])[:2]
+        extra = meta.extra or {}
+        word = {str: "text", int: "integer", float: "number", bool: "yes or no"}.get(kind, "options")
+        if get_origin(kind) is Literal:
+            word = " or ".join(get_args(kind))
+        default = {} if field.default is msgspec.NODEFAULT else field.default
+        yield Row(field.name, extra.get("parse", word), default, extra.get("unit", ""), str(meta.description))
+
+
+def page() -> str:
+    """Every setting as a page of the documentation."""
+    lines = [
+        "# Settings",
+        "",
+        "Each is a flag of `banditads serve` (`--reward-wait 10m`), an environment variable",
+        '(`BANDITADS_REWARD_WAIT`) and a key of the TOML file given with `--config` (`reward_wait = "10m"`).',
+        "A flag beats the environment, which beats the file, which beats the default. Durations take a unit:",
+        "`250ms`, `30s`, `10m`, `24h`, `7d`. `policy_options` is `--option NAME=VALUE` on the command line.",
+        "This page is made from the program.",
+        "",
+        "| name | type | default | unit | |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows():
+        lines.append(f"| `{row.name}` | {row.kind} | {row.shown} | {row.unit} | {row.help} |")
+    return "\n".join(lines) + "\n"
+
+
+def load(
+    file: str = "", environ: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None
+) -> Settings:
+    """The settings in force. Raises `Misconfigured`, naming the setting and where it was given."""
+    known = {row.name: row for row in rows()}
+    values: dict[str, Any] = {}
+    for source, given, typed in (
+        (file, _toml(file) if file else {}, True),
+        ("the environment", _environment(environ or {}), False),
+        ("the command line", dict(flags or {}), False),
+    ):
+        for name, value in given.items():
+            if name not in known:
+                raise Misconfigured(_unknown(name, name, list(known), source))
+            values[name] = _convert(known[name], value, source, typed)
+    settings = Settings(**values)
+    _check(settings)
+    return settings
+
+
+def _convert(row: Row, value: Any, source: str, typed: bool) -> Any:
+    """One value as the setting's own type, which text is turned into unless the source has `typed` values."""
+    hint = get_type_hints(Settings, include_extras=True)[row.name]
+    try:
+        if row.kind == "duration" and isinstance(value, str):
+            value = duration(value)
+        if row.kind == "options" and isinstance(value, str) and not typed:
+            value = options(value.split())
+        return msgspec.convert(value, hint, strict=typed)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise Misconfigured(f"setting {row.name} from {source} is impossible: {error}") from None
+
+
+def options(pairs: list[str] | tuple[str, ...]) -> dict[str, bool | int | float | str | list[str]]:
+    """`name=value` pairs, values read as TOML where they can be.
+
+    >>> options(["epsilon=0.2", "exploration=squarecb", "interactions=['UA']"])
+    {'epsilon': 0.2, 'exploration': 'squarecb', 'interactions': ['UA']}
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{pair!r} is not name=value")
+        try:
+            found[name] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[name] = text
+    return found
+
+
+def _check(settings: Settings) -> None:
+    """What no single setting can know."""
+    if not settings.reward_min < settings.reward_max:
+        raise Misconfigured("setting reward_min must be below reward_max")
+    if not settings.reward_min <= settings.default_reward <= settings.reward_max:
+        raise Misconfigured("setting default_reward must lie between reward_min and reward_max")
+
+
+def _toml(file: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(file).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise Misconfigured(f"the configuration file {file} cannot be read: {error}") from None
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+    known = [row.name for row in rows()]
+    found = {}
+    for variable, text in environ.items():
+        if variable.startswith(PREFIX):
+            name = variable.removeprefix(PREFIX).lower()
+            if name == "config":  # names the TOML file; not a setting itself
+                continue
+            if name not in known or variable != PREFIX + name.upper():
+                candidates = [PREFIX + each.upper() for each in known]
+                raise Misconfigured(_unknown(variable, variable, candidates, "the environment"))
+            found[name] = text
+    return found
+
+
+def _unknown(name: str, shown: str, known: list[str], source: str) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"{shown} in {source} is not a setting" + (f"; did you mean {near[0]}?" if near else "")

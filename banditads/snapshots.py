@@ -1,0 +1,96 @@
+"""Snapshots: states on disk, so that starting does not mean reading the whole journal.
+
+A snapshot is a cache: deleting all of them loses nothing but time. One is written beside the others, read
+back, and only then given its name; two are kept, in case the newer one goes bad. None is parsed before its
+keyed hash has shown that we wrote it.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+from struct import Struct
+
+from .directory import fsync_folder, write_durably
+from .errors import DiskFailure, Unavailable
+
+log = logging.getLogger(__name__)
+
+HEAD = Struct("<8sIQQ")  # magic, version, offset, bytes of the state
+MAGIC, VERSION = b"BASNAP\r\n", 1
+TAG_BYTES = 32
+KEEP = 2
+
+
+class Snapshots:
+    """The snapshots in a folder. `key` signs them."""
+
+    def __init__(self, folder: Path, key: bytes) -> None:
+        self.folder, self._key = folder, key
+
+    def save(self, offset: int, saved: bytes) -> Path:
+        """Write the state that knows every event below `offset`; drop all but the newest two.
+
+        Raises `Unavailable` if it cannot be written; those that were there still are. One that went bad is
+        dropped too, and does not count.
+        """
+        path = self.folder / f"{offset:020d}.snapshot"
+        head = HEAD.pack(MAGIC, VERSION, offset, len(saved))
+
+        def read_back(new: Path) -> None:
+            if self._read(new, offset) != saved:
+                raise Unavailable(f"the snapshot {new} does not read back as it was written")
+
+        try:
+            write_durably(path, head, saved, self._tag(head, saved), check=read_back)
+            paths = self._paths()
+            good = [each for each in paths if self._read(each, int(each.stem)) is not None]
+            for old in set(paths) - set(good[:KEEP]):
+                old.unlink()
+            fsync_folder(self.folder)
+        except (OSError, DiskFailure) as error:  # a snapshot is a cache: the server goes on without
+            raise Unavailable(f"cannot write the snapshot {path}: {error}") from error
+        return path
+
+    def load(self) -> Iterator[tuple[int, bytes]]:
+        """(offset, state) of those that are ours and whole, newest first."""
+        for path in self._paths():
+            offset = int(path.stem)
+            saved = self._read(path, offset)
+            if saved is None:
+                log.warning("the snapshot %s is damaged or not ours, and is not used", path)
+            else:
+                yield offset, saved
+
+    def offsets(self) -> list[int]:
+        """Of all there are, good or not, newest first."""
+        return [int(path.stem) for path in self._paths()]
+
+    def older_offset(self) -> int:
+        """Events below this are in both snapshots that are kept; 0 while there are not two."""
+        return (self.offsets() + [0] * KEEP)[KEEP - 1]
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{'[0-9]' * 20}.snapshot"), reverse=True)
+
+    def _read(self, path: Path, offset: int) -> bytes | None:
+        """The state in a snapshot; None if that is not exactly what we wrote for this offset."""
+        try:
+            raw = path.read_bytes()
+        except OSError:  # a bad sector, or deleted meanwhile
+            return None
+        if len(raw) < HEAD.size + TAG_BYTES:
+            return None
+        head, saved, tag = raw[: HEAD.size], raw[HEAD.size : -TAG_BYTES], raw[-TAG_BYTES:]
+        if not hmac.compare_digest(tag, self._tag(head, saved)):
+            return None
+        return saved if HEAD.unpack(head) == (MAGIC, VERSION, offset, len(saved)) else None
+
+    def _tag(self, *parts: bytes) -> bytes:
+        tag = blake2b(key=self._key, digest_size=TAG_BYTES)
+        for part in parts:
+            tag.update(part)
+        return tag.digest()

@@ -1,0 +1,140 @@
+"""Bytes of a request -> checked values; values and refusals -> bytes of a reply.
+
+Knows HTTP's words (content types, status codes, query strings); knows no route, and not hug. Every reply
+that is not 2xx or 3xx is `{"error": {"code", "message", "field"}}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from . import errors
+from .parsing import JSON, MSGPACK
+
+MAX_BODY = 64 * 2**10  # bytes; routes that take catalogs allow more
+MAX_QUERY = 300  # parameters
+
+STATUS: Mapping[type[Exception], int] = {
+    errors.Invalid: 400,
+    errors.Unknown: 404,
+    errors.Conflict: 409,
+    errors.Expired: 410,
+    errors.TooLarge: 413,
+    errors.Unsupported: 415,
+    errors.Unavailable: 503,
+    errors.DiskFailure: 503,
+}
+REASONS = {
+    200: "OK",
+    204: "No Content",
+    302: "Found",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    409: "Conflict",
+    410: "Gone",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
+
+
+class ErrorBody(msgspec.Struct):
+    """Why a request was refused."""
+
+    code: str
+    message: str
+    field: str = ""
+
+
+class ErrorReply(msgspec.Struct):
+    """What every refusal looks like."""
+
+    error: ErrorBody
+
+
+class Incoming(Protocol):
+    """What is read of a request; falcon's has it."""
+
+    query_string: str
+    content_type: str | None
+    content_length: int | None
+    stream: Any
+
+
+class Reply(NamedTuple):
+    """A reply before it is bytes. `data` is any value for JSON, or bytes as they are."""
+
+    data: Any = None
+    status: int = 200
+    headers: Mapping[str, str] = {}
+    content_type: str = JSON
+
+
+def query(request: Incoming) -> dict[str, str]:
+    """Parameters by name. A name that is given twice, or is empty, is refused; commas mean nothing."""
+    found: dict[str, str] = {}
+    if not request.query_string:
+        return found
+    try:
+        pairs = parse_qsl(
+            request.query_string, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY
+        )
+    except (ValueError, UnicodeError):
+        raise errors.Invalid("the query string is not UTF-8, or too long", "query") from None
+    for name, value in pairs:
+        if not name:
+            raise errors.Invalid("a query parameter has no name", "query")
+        if name in found:
+            raise errors.Invalid("given twice", name[:128])
+        found[name] = value
+    return found
+
+
+def body(request: Incoming, limit: int = MAX_BODY) -> bytes:
+    """The whole body; `TooLarge` from the header alone where it says so."""
+    length = request.content_length
+    if length is not None and length > limit:
+        raise errors.TooLarge(f"the body may have at most {limit} bytes", "body")
+    raw: bytes = request.stream.read(limit + 1 if length is None else length)
+    if len(raw) > limit:
+        raise errors.TooLarge(f"the body may have at most {limit} bytes", "body")
+    if length is not None and len(raw) < length:
+        raise errors.Invalid("the body is shorter than Content-Length says", "body")
+    return raw
+
+
+def media_type(request: Incoming, allowed: tuple[str, ...] = (JSON, MSGPACK)) -> str:
+    """The body's media type, if it is one that is spoken here."""
+    name, *parameters = (part.strip().lower() for part in (request.content_type or JSON).split(";"))
+    name = {"application/x-msgpack": MSGPACK}.get(name, name)
+    if name not in allowed:
+        raise errors.Unsupported(f"send the body as {' or '.join(allowed)}", "Content-Type")
+    for parameter in parameters:
+        if parameter.startswith("charset=") and parameter not in ("charset=utf-8", 'charset="utf-8"'):
+            raise errors.Unsupported("the charset must be utf-8", "Content-Type")
+    return name
+
+
+def encode(data: Any, accept: str | None) -> tuple[bytes, str]:
+    """(bytes, content type), in the form that was asked for. Floats read back to the same bits."""
+    if accept and (MSGPACK in accept or "application/x-msgpack" in accept):
+        return msgspec.msgpack.encode(data), MSGPACK
+    return msgspec.json.encode(data), JSON
+
+
+def refusal(error: Exception) -> Reply:
+    """The reply to what went wrong. Anything that is not in the table is our fault, and says nothing."""
+    status = STATUS.get(type(error))
+    if status is None:
+        return Reply(ErrorReply(ErrorBody("internal", "something went wrong here; it has been logged")), 500)
+    headers = {"Retry-After": str(errors.Unavailable.retry_after)} if status == 503 else {}
+    if isinstance(error, errors.Refused):
+        return Reply(ErrorReply(ErrorBody(error.code, error.message, error.field)), status, headers)
+    said = ErrorBody("unavailable", "the disk has failed; nothing is accepted until a restart")
+    return Reply(ErrorReply(said), status, headers)

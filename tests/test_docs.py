@@ -1,0 +1,60 @@
+"""What the documentation says is so."""
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ids
+
+from banditads import api, policies, settings
+from banditads.engine import Engine
+from banditads.journal import connect
+from banditads.state import State
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    *ROOT.glob("*.md"),
+    *ROOT.glob("docs/*.md"),
+    *ROOT.glob("deploy/*.md"),
+    *ROOT.glob("benchmarks/*.md"),
+]
+
+
+def test_the_first_two_shell_blocks_of_the_readme_are_one_line_each():
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    serve, test = (block.strip().splitlines() for block in blocks[:2])
+
+    assert len(serve) == len(test) == 1
+    assert serve[0].endswith("banditads serve --catalog demo")
+    assert test[0].endswith("pytest")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_settings_table_is_the_settings():
+    assert (ROOT / "docs/settings.md").read_text() == settings.page(), (
+        "run: python -c 'from banditads import settings; print(settings.page(), end=\"\")' > docs/settings.md"
+    )
+
+
+def test_the_routes_table_has_every_route():
+    app = api.build(Engine(State("uniform"), connect("memory:"), ids=ids()))
+    told = set(re.findall(r"`([A-Z]+ /[^`?]*)`", (ROOT / "docs/http.md").read_text()))
+
+    assert told >= {f"{route.method} {route.path}" for route in app.routes.all}
+
+
+def test_the_policies_table_has_every_policy():
+    told = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/policies.md").read_text(), re.M)
+
+    assert sorted(told) == policies.names()
+
+
+def test_nothing_is_pickled_and_nothing_evaluated():
+    for path in (ROOT / "banditads").rglob("*.py"):
+        assert not re.search(r"\bpickle\b(?!d)|\beval\(|\bexec\(|cloudpickle|joblib", path.read_text()), path

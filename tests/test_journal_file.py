@@ -1,0 +1,715 @@
+"""The journal of files: torn is cut, changed is refused, acknowledged is on the disk."""
+
+import errno
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from banditads.errors import Damaged, DiskFailure, Misconfigured, TooLarge, Unavailable
+from banditads.journal import file
+from banditads.journal.file import HEAD, HEADER, Journal, scan
+
+PATIENCE = 10.0  # seconds until a test that waits for another thread gives up
+
+
+def write(folder, records, **options):
+    """A closed journal of these records; its segments, oldest first."""
+    folder.mkdir(exist_ok=True)
+    journal = Journal(str(folder), **options)
+    for record in records:
+        journal.append(record)
+    journal.close()
+    return sorted(folder.glob("*.journal"))
+
+
+def read(folder):
+    """Everything, as a server that starts reads it."""
+    journal = Journal(str(folder))
+    try:
+        return list(journal.read(0))
+    finally:
+        journal.close()
+
+
+def known(records):
+    return list(enumerate(records))
+
+
+class Calls:
+    """What the journal asks of the system, in order, as (call, file name); fsync of the folder is of ''."""
+
+    def __init__(self, monkeypatch, folder):
+        self.made = []
+        for owner, call in [
+            (os, "write"), (os, "fsync"), (os, "fdatasync"), (Path, "replace"), (Path, "unlink")
+        ]:  # fmt: skip
+            monkeypatch.setattr(owner, call, self._recorded(getattr(owner, call), folder))
+
+    def _recorded(self, real, folder):
+        def recorded(what, *args, **options):
+            path = Path(os.readlink(f"/proc/self/fd/{what}")) if isinstance(what, int) else what
+            result = real(what, *args, **options)
+            self.made.append((real.__name__, str(path.relative_to(folder)).removeprefix(".")))
+            return result
+
+        return recorded
+
+    def take(self):
+        made, self.made = self.made, []
+        return made
+
+
+def name(first):
+    return f"{first:020d}.journal"
+
+
+# What a crash leaves
+
+
+def test_a_tail_torn_at_any_byte_is_cut_and_appending_goes_on(tmp_path):
+    records = [b"first", b"", b"the one that is torn"]
+    [path] = write(tmp_path / "whole", records)
+    whole = path.read_bytes()
+    ends = [HEADER.size]
+    for record in records:
+        ends.append(ends[-1] + HEAD.size + len(record))
+    assert ends[-1] == len(whole)
+    for size in range(HEADER.size, len(whole) + 1):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        (folder / path.name).write_bytes(whole[:size])
+        left = sum(end <= size for end in ends[1:])
+
+        assert list(scan(folder)) == known(records[:left])
+        journal = Journal(str(folder))
+        assert journal.cut_bytes == size - ends[left]
+        assert journal.append(b"after") == left
+        journal.close()
+        assert read(folder) == list(scan(folder)) == known([*records[:left], b"after"])
+
+
+def test_a_tail_of_zeros_is_torn(tmp_path):
+    for zeros in (1, HEAD.size, 5000):
+        folder = tmp_path / str(zeros)
+        [path] = write(folder, [b"one", b"two"])
+        path.write_bytes(path.read_bytes() + b"\0" * zeros)
+        assert list(scan(folder)) == read(folder) == known([b"one", b"two"])
+
+
+def test_a_segment_cut_within_its_header_is_damaged(tmp_path):
+    [path] = write(tmp_path, [b"one"])
+    whole = path.read_bytes()
+    for size in range(HEADER.size):
+        path.write_bytes(whole[:size])
+        with pytest.raises(Damaged, match="at byte 0"):
+            Journal(str(tmp_path))
+
+
+def test_opening_makes_durable_what_a_killed_process_had_only_written(tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    write(folder, [b"one"])
+    calls = Calls(monkeypatch, folder)
+    journal = Journal(str(folder))
+    assert calls.take() == [("fsync", name(0)), ("fsync", "")]
+    journal.sync(0)  # so this may return at once
+    assert calls.take() == []
+    journal.close()
+
+
+# What nothing but damage leaves
+
+
+def outcome(folder, open_it):
+    """What was read; None if it was refused."""
+    try:
+        return open_it(folder)
+    except Damaged:
+        return None
+
+
+def test_no_flipped_bit_goes_unseen(tmp_path):
+    records = [b"a", b"", b"\0\0", b"bcd", b"efghij", b"", b"three", b"in the", b"last"]
+    paths = write(tmp_path / "data", records, segment_bytes=HEADER.size + 3 * HEAD.size)
+    assert len(paths) == 3
+    for path in paths:
+        whole = path.read_bytes()
+        for bit in range(8 * len(whole)):
+            broken = bytearray(whole)
+            broken[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(broken)
+            for open_it in (lambda folder: list(scan(folder)), read):
+                assert outcome(tmp_path / "data", open_it) in (None, known(records)), (path.name, bit)
+            assert path.read_bytes() == broken  # nothing was cut
+        path.write_bytes(whole)
+    assert read(tmp_path / "data") == known(records)
+
+
+@pytest.mark.parametrize("records", [[b"only"], [b""], [b"one", b""], [b"one", b"x" * 300], [b"", b"", b""]])
+def test_a_flipped_bit_in_the_last_record_is_not_taken_for_a_torn_tail(tmp_path, records):
+    [path] = write(tmp_path, records)
+    whole = path.read_bytes()
+    for bit in range(8 * (len(whole) - HEAD.size - len(records[-1])), 8 * len(whole)):
+        broken = bytearray(whole)
+        broken[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(broken)
+        assert outcome(tmp_path, lambda folder: list(scan(folder))) is None
+        assert outcome(tmp_path, read) is None
+        assert path.read_bytes() == broken
+
+
+def test_a_damaged_record_is_named_by_file_and_byte(tmp_path):
+    [path] = write(tmp_path, [b"one", b"two", b"three"])
+    place = HEADER.size + HEAD.size + len(b"one")
+    broken = bytearray(path.read_bytes())
+    broken[place + HEAD.size] ^= 1
+    path.write_bytes(broken)
+    with pytest.raises(Damaged, match=f"{path} at byte {place} is damaged: the record at offset 1 "):
+        Journal(str(tmp_path))
+
+
+def test_a_missing_segment_is_damage(tmp_path):
+    paths = write(tmp_path, [b"x" * 50] * 6, segment_bytes=1)
+    assert len(paths) == 6
+    paths[3].unlink()
+    for open_it in (read, lambda folder: list(scan(folder))):
+        with pytest.raises(Damaged, match="ends before offset 3"):
+            open_it(tmp_path)
+    paths[0].unlink()
+    with pytest.raises(Damaged, match="from 0 to 0 are no longer there"):
+        list(scan(tmp_path))
+
+
+def test_a_tail_torn_off_an_earlier_segment_is_damage(tmp_path):
+    paths = write(tmp_path, [b"x" * 50] * 3, segment_bytes=1)
+    paths[1].write_bytes(paths[1].read_bytes()[:-1])
+    for open_it in (read, lambda folder: list(scan(folder))):
+        with pytest.raises(Damaged):
+            open_it(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["lost", "repeated", "swapped"])
+def test_a_record_lost_repeated_or_moved_is_damage(tmp_path, change):
+    [path] = write(tmp_path, [b"a", b"b", b"c", b"d"])
+    whole = path.read_bytes()
+    header, size = whole[: HEADER.size], HEAD.size + 1
+    a, b, c, d = (whole[HEADER.size + n * size :][:size] for n in range(4))
+    path.write_bytes(
+        header + {"lost": a + c + d, "repeated": a + b + b + c + d, "swapped": a + c + b + d}[change]
+    )
+    for open_it in (read, lambda folder: list(scan(folder))):
+        with pytest.raises(Damaged):
+            open_it(tmp_path)
+
+
+def test_old_bytes_of_another_journal_are_never_taken_for_records(tmp_path):
+    [one] = write(tmp_path / "one", [b"a", b"b"])
+    [two] = write(tmp_path / "two", [b"a", b"B"])
+    size = HEAD.size + 1
+    one.write_bytes(one.read_bytes()[:-size] + two.read_bytes()[-size:])  # the disk had these bytes before
+    for open_it in (read, lambda folder: list(scan(folder))):
+        with pytest.raises(Damaged):
+            open_it(tmp_path / "one")
+
+
+def test_a_segment_under_another_name_is_damage(tmp_path):
+    [path] = write(tmp_path, [b"a"])
+    path.rename(tmp_path / name(1))
+    with pytest.raises(Damaged, match="header"):
+        Journal(str(tmp_path))
+
+
+# What the disk refuses
+
+
+def test_a_full_disk_takes_nothing_loses_nothing_and_recovers(tmp_path, monkeypatch):
+    journal = Journal(str(tmp_path))
+    journal.append(b"one")
+    size = journal._segments[0].path.stat().st_size
+    real = os.write
+    for part in (0, 1, HEAD.size, HEAD.size + 4):
+        written = []
+
+        def full(number, data, part=part, written=written):
+            if not part or written:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written.append(real(number, data[:part]))
+            return written[0]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            with pytest.raises(Unavailable, match="No space left on device"):
+                journal.append(b"refused")
+        assert journal._segments[0].path.stat().st_size == size
+        assert (journal.end, journal.poisoned) == (1, "")
+    assert journal.append(b"two") == 1
+    journal.sync(1)
+    journal.close()
+    assert read(tmp_path) == known([b"one", b"two"])
+
+
+def test_short_writes_are_continued(tmp_path, monkeypatch):
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda number, data: real(number, data[:7]))
+    write(tmp_path, [b"x" * 100, b"y"])
+    assert read(tmp_path) == known([b"x" * 100, b"y"])
+
+
+def test_a_broken_write_that_cannot_be_taken_back_ends_writing(tmp_path, monkeypatch):
+    journal = Journal(str(tmp_path))
+    journal.append(b"one")
+
+    def fails(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", fails)
+        patch.setattr(os, "ftruncate", fails)
+        with pytest.raises(DiskFailure):
+            journal.append(b"two")
+    assert "cannot take back" in journal.poisoned
+    with pytest.raises(DiskFailure):
+        journal.append(b"three")
+    journal.close()
+    assert read(tmp_path) == known([b"one"])
+
+
+@pytest.mark.parametrize("fsync", ["always", "everysec"])
+def test_after_a_failed_fdatasync_nothing_is_acknowledged_ever_again(tmp_path, monkeypatch, fsync):
+    journal = Journal(str(tmp_path), fsync=fsync)
+    offset = journal.append(b"not durable")
+
+    def fails(number):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fails)
+        with pytest.raises(DiskFailure, match="fdatasync failed: Input/output error"):
+            journal._sync(offset)
+    calls = Calls(monkeypatch, tmp_path)  # from here on the disk is well again
+    for _ in range(3):
+        with pytest.raises(DiskFailure):
+            journal.sync(offset)
+        with pytest.raises(DiskFailure):
+            journal.append(b"more")
+    assert "fdatasync" in journal.poisoned
+    journal.close()
+    assert calls.take() == []
+    assert journal.end == 1
+
+
+def test_all_who_wait_for_a_failing_fdatasync_are_told(tmp_path, monkeypatch):
+    journal = Journal(str(tmp_path))
+    begun, go, told = threading.Event(), threading.Event(), []
+
+    def fails(number):
+        begun.set()
+        assert go.wait(PATIENCE)
+        raise OSError(errno.EIO, "Input/output error")
+
+    def sync(offset):
+        try:
+            journal.sync(offset)
+        except DiskFailure:
+            told.append(offset)
+
+    monkeypatch.setattr(os, "fdatasync", fails)
+    offsets = [journal.append(b"%d" % n) for n in range(8)]
+    threads = [threading.Thread(target=sync, args=(offset,)) for offset in offsets]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(PATIENCE)
+    go.set()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert sorted(told) == offsets
+    journal.close()
+
+
+def test_what_interrupts_an_fdatasync_acknowledges_nothing(tmp_path, monkeypatch):
+    journal = Journal(str(tmp_path))
+    offset = journal.append(b"one")
+
+    def interrupted(number):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            journal.sync(offset)
+    calls = Calls(monkeypatch, tmp_path)
+    journal.sync(offset)
+    assert calls.take() == [("fdatasync", name(0))]
+    journal.close()
+
+
+def test_running_out_of_file_numbers_stops_no_sync(tmp_path, monkeypatch):
+    journal = Journal(str(tmp_path))
+    offset = journal.append(b"one")
+
+    def none_left(*args):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", none_left)
+        patch.setattr(os, "open", none_left)
+        journal.sync(offset)
+    journal.close()
+
+
+def refuse(monkeypatch, owner, call, number, when):
+    """Let this call fail, as often as `when` says so of its argument."""
+    real = getattr(owner, call)
+
+    def refused(what, *args, **options):
+        path = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else str(what)
+        if when(path):
+            raise OSError(number, os.strerror(number))
+        return real(what, *args, **options)
+
+    monkeypatch.setattr(owner, call, refused)
+
+
+@pytest.mark.parametrize(
+    ("owner", "call", "ending"),
+    [(Path, "open", ".tmp"), (Path, "replace", ".tmp"), (os, "open", ".journal")],
+)
+def test_a_segment_that_cannot_begin_is_tried_again(tmp_path, monkeypatch, owner, call, ending):
+    journal = Journal(str(tmp_path), segment_bytes=1)
+    journal.append(b"one")
+    with monkeypatch.context() as patch:
+        refuse(patch, owner, call, errno.ENOSPC, lambda path: path.endswith(ending))
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                journal.append(b"refused")
+    assert journal.append(b"two") == 1
+    assert journal.append(b"three") == 2
+    assert list(journal.read(0)) == known([b"one", b"two", b"three"])
+    journal.close()
+    assert read(tmp_path) == known([b"one", b"two", b"three"])
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("which", ["folder", "file"])
+def test_a_failed_fsync_of_a_new_segment_or_its_name_ends_writing(tmp_path, monkeypatch, which):
+    journal = Journal(str(tmp_path), segment_bytes=1)
+    journal.append(b"one")
+    with monkeypatch.context() as patch:
+        refuse(patch, os, "fsync", errno.EIO, lambda path: (path == str(tmp_path)) == (which == "folder"))
+        with pytest.raises(DiskFailure):
+            journal.append(b"two")
+    with pytest.raises(DiskFailure, match="fsync failed"):
+        journal.append(b"three")
+    journal.close()
+    assert read(tmp_path) == known([b"one"])
+
+
+def test_a_segment_that_cannot_be_deleted_leaves_no_hole(tmp_path, monkeypatch):
+    journal = Journal(str(tmp_path), segment_bytes=1)
+    for _ in range(4):
+        journal.append(b"x")
+    with monkeypatch.context() as patch:
+        refuse(patch, Path, "unlink", errno.EPERM, lambda path: path.endswith(name(0)))
+        with pytest.raises(Unavailable):
+            journal.drop_before(3)
+        with pytest.raises(Unavailable):
+            journal.drop_before(3)
+    assert list(journal.read(0)) == known([b"x"] * 4)
+    journal.drop_before(3)
+    assert (journal.start, journal.end) == (3, 4)
+    journal.close()
+
+
+def test_a_record_that_is_too_large_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(file, "MAX_RECORD", 100)
+    journal = Journal(str(tmp_path))
+    with pytest.raises(TooLarge):
+        journal.append(b"x" * 101)
+    assert journal.append(b"x" * 100) == 0
+    journal.close()
+    assert read(tmp_path) == known([b"x" * 100])
+
+
+def test_an_unknown_durability_is_refused(tmp_path):
+    with pytest.raises(Misconfigured, match="always or everysec"):
+        Journal(str(tmp_path), fsync="never")
+
+
+# The order of things
+
+
+def test_a_segment_and_its_name_are_durable_before_it_takes_a_record(tmp_path, monkeypatch):
+    calls = Calls(monkeypatch, tmp_path)
+    journal = Journal(str(tmp_path), segment_bytes=1)
+    created = [("fsync", f"{name(0)}.tmp"), ("replace", f"{name(0)}.tmp"), ("fsync", "")]
+    assert calls.take() == created
+    journal.append(b"one")
+    assert calls.take() == [("write", name(0))]
+    journal.append(b"two")
+    assert calls.take() == [
+        ("fdatasync", name(0)),  # what is durable is always a prefix
+        ("fsync", f"{name(1)}.tmp"),
+        ("replace", f"{name(1)}.tmp"),
+        ("fsync", ""),
+        ("write", name(1)),
+    ]
+    journal.sync(0)
+    assert calls.take() == []
+    journal.sync(1)
+    assert calls.take() == [("fdatasync", name(1))]
+    journal.close()
+
+
+def test_dropped_segments_go_one_by_one_oldest_first(tmp_path, monkeypatch):
+    journal = Journal(str(tmp_path), segment_bytes=1)
+    for _ in range(4):
+        journal.append(b"x")
+    calls = Calls(monkeypatch, tmp_path)
+    journal.drop_before(2)
+    assert calls.take() == [("unlink", name(0)), ("fsync", ""), ("unlink", name(1)), ("fsync", "")]
+    with pytest.raises(Damaged, match="from 1 to 1 are no longer there"):
+        next(journal.read(1))
+    assert list(journal.read(2)) == [(2, b"x"), (3, b"x")]
+    journal.close()
+
+
+def test_sync_returns_after_an_fdatasync_that_began_after_the_write(tmp_path, monkeypatch):
+    """One fdatasync is held up; a record written meanwhile must wait for the next."""
+    journal = Journal(str(tmp_path))
+    begun, go = [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
+    real, count = os.fdatasync, []
+
+    def held(number):
+        turn = len(count)
+        count.append(turn)
+        begun[turn].set()
+        assert go[turn].wait(PATIENCE)
+        real(number)
+
+    monkeypatch.setattr(os, "fdatasync", held)
+    done = [threading.Event(), threading.Event()]
+
+    def sync(offset):
+        journal.sync(offset)
+        done[offset].set()
+
+    threads = [threading.Thread(target=sync, args=(offset,)) for offset in range(2)]
+    journal.append(b"first")
+    threads[0].start()
+    assert begun[0].wait(PATIENCE)
+    journal.append(b"second")
+    threads[1].start()
+    assert not done[0].is_set()
+    go[0].set()
+    assert done[0].wait(PATIENCE)
+    assert begun[1].wait(PATIENCE)
+    assert not done[1].is_set()
+    go[1].set()
+    assert done[1].wait(PATIENCE)
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert len(count) == 2
+    journal.close()
+
+
+@pytest.mark.parametrize("segment_bytes", [10**6, 500])
+def test_many_threads_share_an_fdatasync_and_each_waits_for_its_own(tmp_path, monkeypatch, segment_bytes):
+    journal = Journal(str(tmp_path), segment_bytes=segment_bytes)
+    n_threads, n_each = 16, 30
+    lock, clock = threading.Lock(), iter(range(10**9))  # `next` of a range is atomic
+    syncs, waits = [], []
+    real = os.fdatasync
+    together = threading.Barrier(n_threads)
+
+    def timed(number):
+        begin = next(clock)
+        real(number)
+        syncs.append((begin, next(clock), os.readlink(f"/proc/self/fd/{number}")))
+
+    def work():
+        together.wait(PATIENCE)
+        for _ in range(n_each):
+            with lock:
+                offset = journal.append(b"x" * 20)
+                appended, path = next(clock), str(journal._segments[-1].path)
+            journal.sync(offset)
+            waits.append((appended, next(clock), path))
+
+    monkeypatch.setattr(os, "fdatasync", timed)
+    threads = [threading.Thread(target=work) for _ in range(n_threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert len(waits) == n_threads * n_each
+    for appended, returned, path in waits:
+        assert any(appended < begin and end < returned and path == of for begin, end, of in syncs)
+    if segment_bytes == 10**6:
+        assert len(syncs) < len(waits)
+    monkeypatch.undo()
+    journal.close()
+    assert len(read(tmp_path)) == n_threads * n_each
+
+
+def test_everysec_returns_at_once_and_syncs_in_the_background(tmp_path, monkeypatch):
+    synced, real = threading.Event(), os.fdatasync
+
+    def fdatasync(number):
+        real(number)
+        synced.set()
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    journal = Journal(str(tmp_path), fsync="everysec")
+    with journal._change:  # no background sync can end while this is held
+        journal.sync(journal.append(b"one"))
+        assert journal._durable == 0
+    assert synced.wait(PATIENCE)
+    journal.close()
+
+
+def test_everysec_makes_all_durable_at_close(tmp_path, monkeypatch):
+    calls = Calls(monkeypatch, tmp_path)
+    journal = Journal(str(tmp_path), fsync="everysec")
+    journal.append(b"one")
+    journal.close()
+    assert calls.take()[-2:] == [("write", name(0)), ("fdatasync", name(0))]
+
+
+# Readers
+
+
+def test_a_reader_in_another_process_only_ever_sees_a_prefix(tmp_path):
+    """The journal is written and rotated as fast as can be while others scan it."""
+    journal = Journal(str(tmp_path), segment_bytes=20_000)
+    records = [bytes([n % 251]) * (n * 37 % 9000) for n in range(1500)]
+    stop, wrong, sizes = threading.Event(), [], []
+
+    def follow():
+        try:
+            while not stop.is_set():
+                seen = list(scan(tmp_path))
+                if seen != known(records[: len(seen)]):
+                    wrong.append("not a prefix")
+                sizes.append(len(seen))
+                if len(seen) > 200:
+                    start = len(seen) - 20
+                    if list(scan(tmp_path, start))[:20] != known(records)[start : start + 20]:
+                        wrong.append("not what stands there")
+        except Damaged as damaged:
+            wrong.append(str(damaged))
+
+    readers = [threading.Thread(target=follow) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for record in records:
+        journal.append(record)
+    stop.set()
+    for reader in readers:
+        reader.join(PATIENCE)
+    journal.close()
+    assert wrong == []
+    assert list(scan(tmp_path)) == known(records)
+
+
+class Behind:
+    """A file as a reader sees it to which somebody appends just when its end was seen."""
+
+    def __init__(self, real, grow):
+        self.real, self.grow, self.seek, self.tell = real, grow, real.seek, real.tell
+
+    def read(self, size=-1):
+        got = self.real.read(size)
+        if len(got) < size:
+            self.grow()
+        return got
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.real.close()
+
+
+@pytest.mark.parametrize("part", [0, 5, HEAD.size, HEAD.size + 2])
+def test_a_record_that_is_finished_while_the_reader_looks_is_no_damage(tmp_path, monkeypatch, part):
+    [path] = write(tmp_path / "data", [b"one", b"two", b"three"])
+    whole = path.read_bytes()
+    end = HEADER.size + HEAD.size + len(b"one")
+    path.write_bytes(whole[: end + part])
+    real = Path.open
+
+    def finish():
+        with real(path, "r+b") as out:
+            out.write(whole)
+
+    monkeypatch.setattr(Path, "open", lambda self, mode: Behind(real(self, mode), finish))
+    assert list(scan(tmp_path / "data")) == known([b"one", b"two", b"three"])
+
+
+def test_a_segment_dropped_under_a_reader_is_said(tmp_path):
+    journal = Journal(str(tmp_path), segment_bytes=1)
+    for _ in range(3):
+        journal.append(b"x")
+    reading = scan(tmp_path)
+    next(reading)
+    journal.drop_before(2)
+    with pytest.raises(Damaged, match="no longer there"):
+        list(reading)
+    journal.close()
+
+
+# All of it
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    runs=st.lists(st.lists(st.binary(max_size=60), max_size=12), max_size=5),
+    segment_bytes=st.integers(1, 400),
+    dropped=st.integers(0, 70),
+    start=st.integers(0, 70),
+)
+def test_whatever_is_written_and_however_often_reopened_it_comes_back(
+    tmp_path_factory, runs, segment_bytes, dropped, start
+):
+    folder = tmp_path_factory.mktemp("journal")
+    expected = []
+    for records in runs:
+        journal = Journal(str(folder), segment_bytes=segment_bytes)
+        for record in records:
+            assert journal.append(record) == len(expected)
+            expected.append(record)
+            assert list(journal.read(len(expected) - 1)) == [(len(expected) - 1, record)]
+        journal.close()
+    assert read(folder) == list(scan(folder)) == known(expected)
+
+    journal = Journal(str(folder), segment_bytes=segment_bytes)
+    assert list(journal.read(start)) == known(expected)[start:]
+    journal.drop_before(dropped)
+    assert list(journal.read(journal.start)) == known(expected)[journal.start :]
+    assert journal.start <= dropped
+    journal.close()
+    journal = Journal(str(folder))
+    assert (journal.end, list(journal.read(journal.start))) == (
+        len(expected),
+        known(expected)[journal.start :],
+    )
+    journal.close()
+    shutil.rmtree(folder)
+
+
+def test_reading_begins_at_the_nearest_remembered_place(tmp_path):
+    records = [b"%d" % n for n in range(2000)]
+    write(tmp_path, records, segment_bytes=9000)
+    journal = Journal(str(tmp_path), segment_bytes=9000)
+    for n in range(2000, 3000):
+        journal.append(b"%d" % n)
+    for start in (*range(0, 3000, 97), 255, 256, 257, 2047, 2048, 2999):
+        assert next(journal.read(start)) == (start, b"%d" % start)
+    journal.drop_before(2500)
+    for start in range(2500, 3000, 7):
+        assert next(journal.read(start)) == (start, b"%d" % start)
+    journal.close()

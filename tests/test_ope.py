@@ -1,0 +1,156 @@
+"""Every file in ope/ finds the value we built in, and the figures that others published."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from banditads import logs, ope
+from banditads.errors import Invalid, Misconfigured
+from banditads.ope import Estimate, Rounds
+
+# The production prior of the policy `bts`, campaign `all`: conf/prior_bts.yaml of obp 0.4.1 (Apache-2.0).
+ALPHA = """
+47 8 62 142 3 14 7 857 12 15 6 100 48 23 71 61 13 16 518 30 7 4 23 8 10 11 11 18 121 11 11 10 14 9 204 58 3
+19 42 1013 2 328 15 31 14 138 45 55 23 38 10 401 52 6 3 6 5 32 35 133 52 820 43 195 8 42 40 4 32 30 9 22 6
+23 5 54 8 22 65 246
+"""
+BETA = """
+12198 3566 15993 35522 2367 4609 3171 181745 4372 4951 3100 24665 13210 7061 18061 17449 5644 6787 111326
+8776 3334 2271 7389 2659 3665 4724 3561 5085 27407 4601 4756 4120 4736 3788 45292 14719 2189 5589 11995
+222255 2308 70034 4801 8274 5421 31912 12213 13576 6230 10382 4141 85731 12811 2707 2250 2668 2886 9581 9465
+28336 12062 162793 12107 41240 3162 11604 10818 2923 8897 8654 4000 6580 3174 6766 2602 14506 3968 7523
+16532 51964
+"""
+
+
+def world(seed, n):
+    """Rounds of a logging policy that likes arm 0, judged for one that likes arm 1; and the truth."""
+    rng = np.random.default_rng(seed)
+    logging, target, means = np.array([0.7, 0.3]), np.array([0.2, 0.8]), np.array([0.2, 0.6])
+    arm = rng.choice(2, n, p=logging)
+    return Rounds(rng.random(n) < means[arm], logging[arm], target[arm]), target @ means
+
+
+@pytest.mark.parametrize("name", ope.names())
+def test_finds_the_true_value(name):
+    rounds, truth = world(0, 20_000)
+    answer = ope.estimate(name, rounds)
+
+    assert answer.low < truth < answer.high
+    assert answer.high - answer.low < 0.06
+
+
+@pytest.mark.parametrize("name", ope.names())
+def test_intervals_hold_the_truth_19_times_in_20(name):
+    held = 0
+    for seed in range(1000):
+        rounds, truth = world(seed, 500)
+        answer = ope.estimate(name, rounds)
+        held += answer.low <= truth <= answer.high
+
+    assert 0.93 <= held / 1000 <= 0.97
+
+
+def test_agrees_with_obp_on_the_same_inputs():
+    # pip install obp==0.4.1, then with the columns below (`pi` as action_dist (n, 5, 1), `mu` as pscore):
+    # obp.ope.InverseProbabilityWeighting().estimate_policy_value(...) and
+    # obp.ope.SelfNormalizedInverseProbabilityWeighting().estimate_policy_value(...)
+    rng, n = np.random.default_rng(7), 1000
+    mu, pi = rng.dirichlet(np.ones(5), n), rng.dirichlet(np.ones(5), n)
+    arm, row = (rng.random(n)[:, None] < mu.cumsum(1)).argmax(1), np.arange(n)
+    rounds = Rounds(rng.random(n), mu[row, arm], pi[row, arm])
+
+    assert ope.estimate("ips", rounds).value == pytest.approx(0.4655949181927846, abs=1e-9)
+    assert ope.estimate("snips", rounds).value == pytest.approx(0.49505622058611504, abs=1e-9)
+
+
+def test_reproduces_the_published_value_of_bts_on_the_random_log():
+    # https://zr-obp.readthedocs.io/en/latest/quickstart.html prints 1.198126...; all digits from obp 0.4.1:
+    # BernoulliTS(n_actions=80, len_list=3, is_zozotown_prior=True, campaign="all", random_state=12345)
+    # .compute_batch_action_dist(n_sim=100000), then the two estimators as above. Here is the same simulation.
+    alpha, beta = (np.array(numbers.split(), float) for numbers in (ALPHA, BETA))
+    draws = np.random.RandomState(12345).beta(alpha, beta, (100_000, 80))  # obp's stream of numbers
+    top = np.argpartition(draws, -3)[:, -3:]
+    order = np.take_along_axis(draws, top, 1).argsort(1)[:, ::-1]
+    shown = np.take_along_axis(top, order, 1)  # (100000, 3), the best three, the best first
+    target = np.stack([np.bincount(shown[:, place], minlength=80) for place in range(3)]) / 100_000
+    log = list(logs.read("random/all"))
+    rounds = Rounds(
+        [each.reward for each in log],
+        [each.choice.probability for each in log],
+        [target[int(each.choice.context["position"]) - 1, each.choice.pick] for each in log],
+    )
+
+    ips, snips = ope.estimate("ips", rounds), ope.estimate("snips", rounds)
+    assert ips.value / rounds.reward.mean() == pytest.approx(1.1981263157894735, abs=1e-9)
+    assert snips.value == pytest.approx(0.0047758330812309535, abs=1e-9)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(1e-6, 1), st.floats(0, 1)), min_size=1))
+def test_snips_stays_among_the_rewards_and_the_sample_size_between_1_and_n(rows):
+    rounds = Rounds(*zip(*rows, strict=True))
+    value = ope.estimate("snips", rounds).value
+    if value is None:
+        assert not rounds.weight.any()
+    else:
+        assert min(rounds.reward) - 1e-9 <= value <= max(rounds.reward) + 1e-9
+        assert 1 - 1e-9 <= ope.effective_sample_size(rounds) <= len(rows) + 1e-9
+
+
+@pytest.mark.parametrize("name", ope.names())
+def test_judging_the_logging_policy_itself_gives_the_average_reward(name):
+    rounds = Rounds([1, 0, 0, 1, 1], [0.5, 0.1, 0.2, 0.9, 1.0], [0.5, 0.1, 0.2, 0.9, 1.0])
+
+    assert ope.estimate(name, rounds).value == pytest.approx(0.6, abs=1e-12)
+
+
+def test_effective_sample_size_and_largest_weight():
+    rounds = Rounds([0, 0, 0], [0.5, 0.5, 0.1], [0.5, 0.25, 0.4])  # weights 1, 0.5, 4
+
+    assert ope.effective_sample_size(rounds) == pytest.approx(5.5**2 / 17.25)
+    assert ope.largest_weight(rounds) == 4
+
+
+def test_enough_is_a_hundred_effective_rounds():
+    assert ope.enough(Rounds(np.ones(100), np.ones(100), np.ones(100)))
+    assert not ope.enough(Rounds(np.ones(99), np.ones(99), np.ones(99)))
+    assert not ope.enough(Rounds(np.ones(101), [*np.ones(100), 0.001], np.ones(101)))
+
+
+def test_weights_that_do_not_average_one_are_not_believed():
+    assert ope.covered(Rounds(np.ones(200), np.ones(200), np.ones(200)))
+    assert not ope.covered(Rounds(np.ones(200), np.ones(200), np.full(200, 0.9)))
+    assert not ope.enough(Rounds(np.ones(200), np.ones(200), np.full(200, 0.9)))
+
+
+@pytest.mark.parametrize("name", ope.names())
+def test_what_rounds_cannot_tell_is_none(name):
+    assert ope.estimate(name, Rounds([], [], [])) == Estimate(None, None, None)
+    assert ope.estimate(name, Rounds([1, 1], [0.5, 0.5], [0, 0])) == Estimate(None, None, None)
+    assert ope.estimate(name, Rounds([1], [0.5], [0.5])) == Estimate(1, None, None)
+    assert ope.estimate(name, Rounds([0, 0], [0.5, 0.5], [0.5, 0.1])) == Estimate(0, None, None)
+    assert ope.effective_sample_size(Rounds([], [], [])) == ope.largest_weight(Rounds([], [], [])) == 0
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ([1], [0.5, 0.5], [0.5]),
+        ([[1]], [[0.5]], [[0.5]]),
+        ([1], [0.0], [0.5]),
+        ([1], [1.5], [0.5]),
+        ([1], [float("nan")], [0.5]),
+        ([float("inf")], [0.5], [0.5]),
+        ([1], [0.5], [-0.1]),
+        ([1], [0.5], [float("nan")]),
+    ],
+)
+def test_columns_that_cannot_be_are_refused(columns):
+    with pytest.raises(Invalid):
+        Rounds(*columns)
+
+
+def test_an_unknown_estimator_is_refused():
+    with pytest.raises(Misconfigured, match="ips, snips"):
+        ope.estimate("magic", Rounds([1], [1], [1]))

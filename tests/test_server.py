@@ -1,0 +1,255 @@
+"""The real server, started as users start it, talked to over sockets, and killed."""
+
+import http.client
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import requests
+from conftest import CATALOG
+
+from banditads import events
+from banditads.directory import read_config
+from banditads.journal.file import scan
+from banditads.state import State
+
+
+def folded(folder):
+    """What a program that only reads the journal comes to know."""
+    state = State.of(read_config(folder))
+    for offset, record in scan(folder):
+        state.apply(offset, events.decode(record))
+    return state
+
+
+PREDICT = "/predict?device=mobile&daypart=evening"
+
+
+def test_it_prints_its_url_and_two_curl_lines_that_work(start):
+    server = start()
+    lines = [server.process.stdout.readline().strip() for _ in range(2)]
+
+    assert re.match(r"banditads answers at http://127\.0\.0\.1:\d+ \(policy vw, 6 ads, data in ", server.said)
+    assert all(line.startswith("curl ") for line in lines)
+    assert shutil.which("curl")
+    chosen, rewarded = (
+        json.loads(subprocess.run(line, shell=True, capture_output=True, check=True).stdout) for line in lines
+    )
+    assert chosen["ad"]["id"] in {ad["id"] for ad in CATALOG}
+    assert rewarded["status"] == "applied"
+
+
+def test_kill_9_under_load_loses_and_doubles_nothing_and_goes_on_bit_for_bit(start, tmp_path):
+    """Three lives; each is killed at a random instant, while clients note what was acknowledged."""
+    dice = random.Random(7)
+    sent, acknowledged = [], []
+    for life in range(3):
+        server = start("--snapshot-every", "0.1", "--segment-bytes", "20000")
+
+        def visitor(name, server=server):
+            session = requests.Session()
+            try:
+                for number in range(10**6):
+                    event_id = f"{name}-{number}"
+                    context = {"device": f"d{number % 3}", "age": number % 50}
+                    server("POST", "/choose", {"event_id": event_id, "context": context}, session)
+                    sent.append(event_id)
+                    said = server("POST", "/reward", {"event_id": event_id, "reward": number % 2}, session)
+                    assert said.status_code == 200, said.text
+                    acknowledged.append((event_id, number % 2))
+            except (requests.RequestException, OSError):
+                session.close()  # killed
+
+        before = len(acknowledged)
+        clients = [threading.Thread(target=visitor, args=(f"{life}-{n}",)) for n in range(6)]
+        for client in clients:
+            client.start()
+        goal = before + 300 + dice.randrange(200)
+        while len(acknowledged) < goal:
+            time.sleep(0.001)
+        server.end(signal.SIGKILL)
+        for client in clients:
+            client.join()
+
+        server = start()
+        stats, predicted = server.data("/stats"), server.data(PREDICT)
+        assert len(acknowledged) <= stats["rewards"] <= len(sent)
+        for event_id, value in acknowledged[-20:]:
+            decision = server.data(f"/decisions/{event_id}")
+            assert (decision["status"], decision["reward"]) == ("rewarded", value)
+            again = server("POST", "/reward", {"event_id": event_id, "reward": value}).json()
+            assert again["status"] == "duplicate"
+        assert server.data("/stats") == stats
+        server.end(signal.SIGKILL)
+
+        alone = folded(tmp_path / "data")  # a run that never crashed: the journal from its beginning
+        assert stats["ads"].keys() == alone.stats.ads.keys()
+        assert (stats["choices"], stats["reward_sum"]) == (
+            alone.stats.total.choices,
+            alone.stats.total.reward_sum,
+        )
+        server = start()
+        assert server.data("/stats") == stats
+        assert server.data(PREDICT) == predicted
+        server.end(signal.SIGKILL)
+    assert list((tmp_path / "data").glob("*.snapshot"))
+    verified = subprocess.run(
+        [sys.executable, "-m", "banditads", "verify", str(tmp_path / "data")], capture_output=True, text=True
+    )
+    assert verified.returncode == 0, verified.stderr
+    assert "is whole" in verified.stdout
+
+
+def test_sigterm_ends_in_time_with_a_snapshot_though_clients_keep_connections_open(start, tmp_path):
+    server = start()
+    server("GET", "/choose?event_id=e1")
+    address = server.url.removeprefix("http://").split(":")
+    idle = [socket.create_connection((address[0], int(address[1]))) for _ in range(5)]
+    idle[0].sendall(b"POST /reward HTTP/1.1\r\nHost: x\r\nContent-Le")
+    half = (
+        b"POST /reward HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
+    )
+    idle[1].sendall(half)
+    began = time.monotonic()
+    status, errors = server.end()
+
+    assert status == 0, errors
+    assert time.monotonic() - began < 5  # promised; not a measurement
+    assert len(list((tmp_path / "data").glob("*.snapshot"))) == 1
+    for each in idle:
+        each.close()
+
+
+def test_silence_is_learned_though_nobody_asks(start):
+    server = start("--reward-wait", "200ms")
+    server("GET", "/choose?event_id=e1")
+    deadline = time.monotonic() + 20
+    while server.data("/stats")["expired"] == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    late = server("POST", "/reward", {"event_id": "e1", "reward": 1})
+
+    assert late.status_code == 410
+    assert server.data("/stats")["pending"] == 0
+
+
+def refused(*arguments, environment=None):
+    """(exit code, what it said) of a server that does not start."""
+    done = subprocess.run(
+        [sys.executable, "-m", "banditads", "serve", "--port", "0", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **(environment or {})},
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_second_process_on_the_directory_exits_73_and_the_first_is_unharmed(start, tmp_path):
+    server = start()
+    code, said = refused("--data-dir", tmp_path / "data")
+
+    assert code == 73
+    assert str(server.process.pid) in said
+    assert server("GET", "/choose").status_code == 200
+
+
+def test_what_cannot_be_is_refused_by_name_with_exit_78(start, tmp_path):
+    server = start()
+    port = server.url.rsplit(":", 1)[1]
+    other = tmp_path / "other"
+    for arguments, named in [
+        (["--fsync", "never"], "fsync"),
+        (["--policy", "nope"], "nope"),
+        (["--option", "speed=9"], "speed"),
+        (["--host", "0.0.0.0"], "allow_remote"),
+        (["--host", "example"], "host"),
+        (["--port", port], "port"),
+        (["--catalog", tmp_path / "missing"], "catalog"),
+        (["--key-file", other / "key"], "key_file"),
+        (["--default-reward", "3"], "default_reward"),
+    ]:
+        code, said = refused("--data-dir", other, *arguments)
+        assert (code, "Traceback" in said) == (78, False), said
+        assert named in said
+    code, said = refused("--data-dir", other, environment={"BANDITADS_PROT": "1"})
+    assert (code, "BANDITADS_PORT" in said) == (78, True)
+
+
+def test_another_configuration_is_refused_and_can_be_relearned(start, tmp_path):
+    server = start("--policy", "uniform")
+    for number in range(20):
+        server("POST", "/choose", {"event_id": f"e{number}"})
+        server("POST", "/reward", {"event_id": f"e{number}", "reward": 1})
+    server.end()
+    code, said = refused("--data-dir", tmp_path / "data", "--policy", "linucb")
+
+    assert code == 78
+    assert "policy was 'uniform' and is now 'linucb'" in said
+    again = start("--policy", "linucb", "--relearn")
+    assert again.data("/stats")["rewards"] == 20
+    assert again.data("/stats")["policy"]["name"] == "linucb"
+    again.end()
+    assert start("--policy", "linucb").data("/stats")["rewards"] == 20
+
+
+def test_damaged_data_is_refused_with_exit_65_and_the_place(start, tmp_path):
+    server = start("--policy", "uniform")
+    for number in range(5):
+        server("POST", "/choose", {"event_id": f"e{number}"})
+    server.end(signal.SIGKILL)
+    journal = next((tmp_path / "data").glob("*.journal"))
+    raw = bytearray(journal.read_bytes())
+    raw[300] ^= 1
+    journal.write_bytes(raw)
+    code, said = refused("--data-dir", tmp_path / "data", "--policy", "uniform")
+
+    assert code == 65
+    assert re.search(rf"{journal} at byte \d+ is damaged", said)
+    verified = subprocess.run(
+        [sys.executable, "-m", "banditads", "verify", str(tmp_path / "data")], capture_output=True, text=True
+    )
+    assert verified.returncode == 65
+
+
+def test_pipelined_requests_are_answered_in_order_and_chunked_bodies_are_read(start):
+    server = start("--policy", "uniform")
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as line:
+        line.sendall(
+            b"".join(f"GET /choose?event_id=p{n} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for n in range(20))
+        )
+        line.settimeout(20)
+        seen = b""
+        while seen.count(b'"event_id"') < 20:
+            seen += line.recv(65536)
+    assert re.findall(rb'"event_id":"(p\d+)"', seen) == [b"p%d" % n for n in range(20)]
+
+    connection = http.client.HTTPConnection(host, int(port), timeout=20)
+    body = json.dumps({"event_id": "p0", "reward": 1}).encode()
+    connection.request(
+        "POST",
+        "/reward",
+        iter([body[:7], body[7:]]),
+        {"Content-Type": "application/json"},
+        encode_chunked=True,
+    )
+    assert json.loads(connection.getresponse().read())["status"] == "applied"
+    connection.close()
+
+
+def test_a_visitors_id_is_in_no_log(start):
+    server = start("--policy", "uniform")
+    server("GET", "/choose?user_id=very-private&event_id=e1")
+    server("POST", "/choose", {"user_id": "very-private", "context": {"a": [1]}})
+    _, errors = server.end()
+
+    assert "very-private" not in errors

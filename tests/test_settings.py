@@ -1,0 +1,71 @@
+"""A setting comes from a flag, the environment, a file or its default; a wrong one is refused by name."""
+
+import pytest
+
+from banditads import settings
+from banditads.errors import Misconfigured
+from banditads.settings import load
+
+
+def test_a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default(tmp_path):
+    file = tmp_path / "banditads.toml"
+    file.write_text('port = 1\nthreads = 1\npolicy = "linucb"\n[policy_options]\ndim = 8\n')
+    found = load(str(file), {"BANDITADS_PORT": "2", "BANDITADS_THREADS": "2"}, {"port": "3"})
+
+    assert (found.port, found.threads, found.policy, found.policy_options) == (3, 2, "linucb", {"dim": 8})
+    assert found.fsync == "always"
+
+
+@pytest.mark.parametrize("row", list(settings.rows()), ids=lambda row: row.name)
+def test_every_setting_can_be_given_everywhere_and_has_help(row, tmp_path):
+    text = {"yes or no": "true", "duration": "10s", "integer": "1", "number": "0.5", "options": "a=1"}.get(
+        row.kind, "always" if row.name == "fsync" else "word"
+    )
+    text = {"segment_bytes": "4096", "reward_min": "-0.5", "reward_max": "1.5"}.get(row.name, text)
+    file = tmp_path / "banditads.toml"
+    value = {"policy_options": "{a = 1}", "keep_journal": "true"}.get(
+        row.name, text if row.kind in ("integer", "number", "yes or no") else f'"{text}"'
+    )
+    file.write_text(f"{row.name} = {value}\n")
+    by_file, by_environment = load(str(file)), load("", {f"BANDITADS_{row.name.upper()}": text})
+
+    assert by_file == by_environment
+    assert len(row.help) > 20
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"BANDITADS_PORT": "http"}, "port"),
+        ({"BANDITADS_PORT": "70000"}, "port"),
+        ({"BANDITADS_REWARD_WAIT": "10 parsecs"}, "reward_wait"),
+        ({"BANDITADS_REWARD_WAIT": "0"}, "reward_wait"),
+        ({"BANDITADS_FSYNC": "never"}, "fsync"),
+        ({"BANDITADS_FLOOR": "nan"}, "floor"),
+        ({"BANDITADS_KEEP_JOURNAL": "perhaps"}, "keep_journal"),
+        ({"BANDITADS_PROT": "1"}, "BANDITADS_PORT"),
+        ({"BANDITADS_port": "1"}, "BANDITADS_port"),
+        ({"BANDITADS_REWARD_MIN": "1"}, "reward_min"),
+        ({"BANDITADS_DEFAULT_REWARD": "2"}, "default_reward"),
+        ({"BANDITADS_POLICY_OPTIONS": "epsilon"}, "policy_options"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(given, named):
+    with pytest.raises(Misconfigured, match=named):
+        load("", given)
+
+
+@pytest.mark.parametrize(
+    "text", ["prot = 1", "port = '80'", "port = 1.5", "port =", "[fsync]\na = 1", "threads = true"]
+)
+def test_a_wrong_file_is_refused(tmp_path, text):
+    file = tmp_path / "banditads.toml"
+    file.write_text(text)
+    with pytest.raises(Misconfigured, match=r"banditads\.toml"):
+        load(str(file))
+    with pytest.raises(Misconfigured, match="cannot be read"):
+        load(str(tmp_path / "missing.toml"))
+
+
+def test_somebody_elses_environment_is_not_ours():
+    assert load("", {"PATH": "/bin", "BANDIT": "1"}) == load()
