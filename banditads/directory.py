@@ -1,5 +1,9 @@
 """The data directory: held by one process, made for one configuration, written so that a power cut leaves the
 old or the new and nothing between.
+
+Two writers would tear a journal apart, and a state means nothing without the configuration it was learned
+under. The lock is the kernel's: it ends with the process, however that ends, and never has to be removed.
+Nothing here looks into a journal or a snapshot.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,12 +34,21 @@ def write_durably(path: Path, *parts: bytes, check: Callable[[Path], None] = lam
                 file.write(part)
             file.flush()
             fsync(file.fileno(), new)
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # `check` is to read from the disk
         check(new)
         new.replace(path)
     except BaseException:
         new.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """A folder for us only, and those it lies in, unless they are there; durable like everything else."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in made:
+        fsync_folder(folder.parent)
 
 
 def fsync(number: int, path: Path) -> None:
@@ -59,22 +73,22 @@ class DataDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        made = [folder for folder in (path, *path.parents) if not folder.exists()]
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in made:
-            fsync_folder(folder.parent)
-        self._lock = (path / "LOCK").open("a+")
+        try:
+            make_folder(path)
+            self._lock = (path / "LOCK").open("a+b", buffering=0)
+        except OSError as error:
+            raise Misconfigured(f"the data directory {path} cannot be used: {error.strerror}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.seek(0)
-            holder = self._lock.read(20).strip()
+            holder = self._lock.read(20).decode("ascii", "replace").strip()
             self._lock.close()
             by = f" (process {holder})" if holder else ""
             raise InUse(f"the data directory {path} is in use by another process{by}") from None
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()}\n")
-        self._lock.flush()
+        with suppress(OSError):  # a full disk: the lock holds all the same
+            self._lock.truncate(0)
+            self._lock.write(b"%d\n" % os.getpid())
         for left in path.glob("*.tmp"):
             left.unlink()
 
@@ -85,6 +99,7 @@ class DataDirectory:
         there is another and `relearn` is not set.
         """
         stored = read_config(self.path)
+        identity = json.loads(json.dumps(identity))  # as it would be read: a tuple comes back as a list
         if stored is None:
             self.commit(identity)
             return False

@@ -240,7 +240,7 @@ class Engine:
             with self.lock:
                 offset, saved = self.state.applied, self.state.dump()
             if offset:
-                self.journal.sync(offset - 1)
+                self.journal.flush()  # what a snapshot knows, the disk must have
                 self.snapshots.save(offset, saved)
                 if not self.keep_journal:
                     self.journal.drop_before(self.snapshots.older_offset())

@@ -177,28 +177,33 @@ class _Candidate:
 
 
 def _result(label: str, rounds: Rounds, accepted: NDArray[np.int64], smallest: float) -> Result:
-    n, earned = len(rounds.reward), rounds.reward[accepted]
+    n, size = len(rounds.reward), ope.effective_sample_size(rounds)
+    replayed = Rounds(rounds.reward[accepted], np.ones(len(accepted)), np.ones(len(accepted)))
     ends = np.unique(np.linspace(0, n, POINTS + 1).astype(int))[1:].tolist()
-    seen = np.searchsorted(accepted, ends)  # accepted rounds among the first so many of the log
+    seen = np.searchsorted(accepted, ends).tolist()  # accepted rounds among the first so many of the log
     notes = []
-    if n and not len(earned):
+    if n and not len(accepted):
         notes.append(f"nothing to replay: some ad of the log had a chance of only {smallest:.2g}")
     if n and not ope.covered(rounds):
         notes.append(f"the log hardly shows what it would: weights average {rounds.weight.mean():.2g}, not 1")
+    if size >= ope.ENOUGH and ope.outcomes(rounds) < ope.OUTCOMES:
+        notes.append(f"too few rewards: {ope.outcomes(rounds):.1f} among {size:.0f} effective rounds")
     return Result(
         policy=label,
         rounds=n,
-        replay=ope.average(earned),
-        accepted=len(earned),
-        match_rate=len(earned) / n if n else 0.0,
-        replay_enough=len(earned) >= ope.ENOUGH,
+        replay=ope.estimate("ips", replayed),
+        accepted=len(accepted),
+        match_rate=len(accepted) / n if n else 0.0,
+        replay_enough=ope.enough(replayed),
         ips=ope.estimate("ips", rounds),
         snips=ope.estimate("snips", rounds),
-        effective_sample_size=ope.effective_sample_size(rounds),
+        effective_sample_size=size,
         largest_weight=ope.largest_weight(rounds),
         weights_enough=ope.enough(rounds),
         notes=tuple(notes),
-        replay_curve=tuple(Point(end, ope.average(earned[:k])) for end, k in zip(ends, seen, strict=True)),
+        replay_curve=tuple(
+            Point(end, ope.estimate("ips", replayed.first(k))) for end, k in zip(ends, seen, strict=True)
+        ),
         snips_curve=tuple(Point(end, ope.estimate("snips", rounds.first(end))) for end in ends),
     )
 

@@ -38,6 +38,19 @@ log = logging.getLogger(__name__)
 GRACE = 2.0  # seconds for requests under way when the server is told to stop
 
 
+class _Awake(threading.Event):
+    """An event whose waiter looks up twice a second.
+
+    A signal that the system hands to another thread is handled when the main thread next wakes; one that
+    sleeps without end would never stop serving.
+    """
+
+    def wait(self, timeout: float | None = None) -> bool:
+        while timeout is None and not super().wait(0.5):
+            pass
+        return super().wait(timeout)
+
+
 class _OneProcess(MTServer):
     """granian with its worker in a thread of this process.
 
@@ -175,6 +188,7 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
             websockets=False,
             log_enabled=False,
         )
+        server.main_loop_interrupt = _Awake()
         housekeeper = _Housekeeper(engine, settings, server.signal_handler_interrupt)
         housekeeper.start()
         threading.Thread(target=_announce, args=(engine, settings, port, say), daemon=True).start()

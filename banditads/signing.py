@@ -21,30 +21,38 @@ from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
-from .directory import fsync_folder
+from .directory import fsync, fsync_folder, make_folder
 from .errors import Misconfigured
 
 KEY_BYTES = 32
-TIME_BYTES, RANDOM_BYTES, TAG_BYTES = 6, 10, 8  # of an event id; 24 in all, 32 characters
+TIME_BYTES, RANDOM_BYTES, TAG_BYTES = 6, 10, 8  # of an event id; 24 in all
+ID_CHARACTERS = 32
 
 
 def load_or_create(path: Path) -> bytes:
     """The secret in this file, 32 bytes in hexadecimal; made, readable by us only, if it is not there."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
-        file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with open(file, "wb") as out:
-                out.write(secrets.token_bytes(KEY_BYTES).hex().encode() + b"\n")
-                out.flush()
-                os.fsync(file)
-            with suppress(FileExistsError):
-                os.link(new, path)  # unlike a rename, never replaces the key of somebody who was faster
-        finally:
-            new.unlink()
-        fsync_folder(path.parent)  # what is signed must not outlive the key
+    try:
+        if not path.exists():
+            _create(path)
+    except OSError as error:
+        raise Misconfigured(f"the key file {path} cannot be made: {error.strerror}") from None
     return load(path)
+
+
+def _create(path: Path) -> None:
+    make_folder(path.parent)
+    new = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(file, "wb") as out:
+            out.write(secrets.token_bytes(KEY_BYTES).hex().encode() + b"\n")
+            out.flush()
+            fsync(file, new)
+        with suppress(FileExistsError):
+            os.link(new, path)  # unlike a rename, never replaces the key of somebody who was faster
+    finally:
+        new.unlink()
+    fsync_folder(path.parent)  # what is signed must not outlive the key
 
 
 def load(path: Path) -> bytes:
@@ -91,6 +99,8 @@ class EventIds:
 
     def minted_at(self, event_id: str) -> float | None:
         """Seconds since the epoch when we made this id; None if we did not."""
+        if len(event_id) != ID_CHARACTERS:
+            return None
         try:
             raw = base64.b64decode(event_id.encode(), altchars=b"-_", validate=True)
         except (UnicodeEncodeError, binascii.Error):

@@ -113,10 +113,8 @@ class Server:
     def end(self, how=signal.SIGTERM):
         self.session.close()
         self.process.send_signal(how)
-        self.process.stdout.close()
-        errors = self.process.stderr.read()
-        self.process.stderr.close()
-        return self.process.wait(30), errors
+        errors = self.process.communicate(timeout=30)[1]
+        return self.process.returncode, errors
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -70,6 +71,27 @@ def test_a_directory_is_made_for_us_only_with_all_its_parents(tmp_path, monkeypa
     assert sorted(synced) == [str(tmp_path), str(tmp_path / "a")]  # its name is on the disk
 
 
+@pytest.mark.parametrize("inside", ["file", "file/data"])
+def test_a_directory_that_cannot_be_one_is_a_wrong_setting(tmp_path, inside):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(Misconfigured, match=f"data directory {tmp_path / inside} cannot be used"):
+        DataDirectory(tmp_path / inside)
+
+
+def test_a_full_disk_does_not_stop_a_start(tmp_path):
+    """Its owner cannot be written down, and is the owner all the same."""
+    (tmp_path / "LOCK").touch()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        directory = DataDirectory(tmp_path)
+        with pytest.raises(InUse, match=r"in use by another process$"):
+            DataDirectory(tmp_path)
+        directory.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_the_first_configuration_is_written_down_and_an_equal_one_accepted(tmp_path):
     with DataDirectory(tmp_path) as directory:
         assert read_config(tmp_path) is None
@@ -77,6 +99,12 @@ def test_the_first_configuration_is_written_down_and_an_equal_one_accepted(tmp_p
     with DataDirectory(tmp_path) as directory:
         assert directory.check({"options": {"a": None, "b": [1]}, "floor": 0.1, "policy": "vw"}) is False
     assert read_config(tmp_path) == {"policy": "vw", "floor": 0.1, "options": {"b": [1], "a": None}}
+
+
+def test_a_configuration_that_json_writes_another_way_is_the_same(tmp_path):
+    with DataDirectory(tmp_path) as directory:
+        directory.check({"slots": (1, 2), "by_number": {1: 0.5}})
+        assert directory.check({"slots": (1, 2), "by_number": {1: 0.5}}) is False
 
 
 def test_every_difference_is_named(tmp_path):
@@ -131,6 +159,20 @@ def test_what_was_left_half_written_is_deleted(tmp_path):
     (tmp_path / "keep.txt").write_text("whole")
     DataDirectory(tmp_path).close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["LOCK", "keep.txt"]
+
+
+def test_what_is_checked_is_what_the_disk_has(tmp_path, monkeypatch):
+    """Bytes that are still in memory would read back well from any disk."""
+    told, real = [], os.posix_fadvise
+
+    def advise(number, *args):
+        told.append((os.readlink(f"/proc/self/fd/{number}"), args))
+        real(number, *args)
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    write_durably(tmp_path / "file", b"one", check=told.append)
+    new = tmp_path / "file.tmp"
+    assert told == [(str(new), (0, 0, os.POSIX_FADV_DONTNEED)), new]
 
 
 def test_a_file_is_durable_before_it_has_its_name_and_then_its_name_is(tmp_path, monkeypatch):

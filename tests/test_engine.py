@@ -1,15 +1,18 @@
 """Decide, append, catch up: what the engine promises whatever the disk and the clients do."""
 
+import os
 import threading
 
 import pytest
 from conftest import ADS, drive
 
 from banditads.choosing import Request
+from banditads.engine import recover
 from banditads.errors import Damaged, DiskFailure, Expired, Invalid, Unavailable, Unknown
 from banditads.events import Ad, Chosen, Unfilled
 from banditads.journal import connect
 from banditads.journal.memory import Journal
+from banditads.snapshots import Snapshots
 from banditads.state import State
 
 
@@ -204,6 +207,21 @@ def test_many_threads_lose_and_double_nothing(make_engine):
     assert (total.choices, total.rewards, total.reward_sum) == (400, 400, 400.0)
 
 
+@pytest.mark.parametrize("fsync", ["always", "everysec"])
+def test_a_snapshot_is_never_more_durable_than_the_journal(make_engine, tmp_path, monkeypatch, fsync):
+    monkeypatch.setattr("banditads.journal.file.FLUSH_SECONDS", 3600.0)  # nobody else makes it durable
+    snapshots, calls = Snapshots(tmp_path, b"k"), []
+    engine = make_engine(journal=connect(f"file:{tmp_path}", fsync=fsync), snapshots=snapshots)
+    engine.choose(Request())
+    fdatasync, save = os.fdatasync, snapshots.save
+    monkeypatch.setattr(os, "fdatasync", lambda file: (fdatasync(file), calls.append("fdatasync")))
+    monkeypatch.setattr(snapshots, "save", lambda *given: (calls.append("save"), save(*given)))
+    engine.snapshot()
+
+    assert calls[:2] == ["fdatasync", "save"]
+    engine.journal.close()
+
+
 def test_an_impression_counts_once(make_engine):
     engine = make_engine()
     event = engine.choose(Request(), "e").event
@@ -235,9 +253,6 @@ def test_a_settled_decision_is_read_back_from_the_journal(make_engine, tmp_path)
 
 
 def test_a_journal_that_lost_its_beginning_or_its_end_is_damaged(make_engine, clock, tmp_path):
-    from banditads.engine import recover
-    from banditads.snapshots import Snapshots
-
     journal = connect(f"file:{tmp_path}", segment_bytes=4096)
     engine = make_engine(journal=journal, snapshots=Snapshots(tmp_path, b"k"), keep_journal=False)
     drive(engine, clock, 100)

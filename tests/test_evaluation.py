@@ -95,7 +95,8 @@ def test_every_estimate_finds_the_true_value(logging):
 
 
 @pytest.mark.parametrize("logging", [EVEN, SKEWED], ids=["even", "skewed"])
-def test_intervals_hold_the_truth_19_times_in_20(logging):
+def test_intervals_hold_the_truth_19_times_in_20(logging, monkeypatch):
+    monkeypatch.setattr("banditads.evaluation.POINTS", 1)  # curves take most of the time
     held = np.zeros(3)
     for seed in range(200):
         _, result = evaluate(log(seed, 500, logging), ["target"], make=fixed)
@@ -319,7 +320,7 @@ def test_a_report_prints_only_what_may_be_said(tmp_path):
     text = console.export_text()
 
     assert "bts/women, 10,000 rounds, seed 0" in text
-    assert text.count("not enough") == 3
+    assert text.count("not enough") == 4  # all three of bts, and the replay of random: 213 rounds, no click
     assert "21,739" in text
     assert "± 0.0013" in text
     assert all(len(line.rstrip()) <= 80 for line in text.splitlines())

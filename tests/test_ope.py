@@ -112,10 +112,32 @@ def test_effective_sample_size_and_largest_weight():
     assert ope.largest_weight(rounds) == 4
 
 
-def test_enough_is_a_hundred_effective_rounds():
-    assert ope.enough(Rounds(np.ones(100), np.ones(100), np.ones(100)))
-    assert not ope.enough(Rounds(np.ones(99), np.ones(99), np.ones(99)))
-    assert not ope.enough(Rounds(np.ones(101), [*np.ones(100), 0.001], np.ones(101)))
+def test_enough_is_a_hundred_effective_rounds_and_ten_outcomes():
+    def rounds(n, rewarded, last=1.0):
+        return Rounds(np.arange(n) < rewarded, [*np.ones(n - 1), last], np.ones(n))
+
+    assert ope.enough(rounds(100, 10))
+    assert ope.enough(rounds(100, 90))
+    assert not ope.enough(rounds(99, 50))
+    assert not ope.enough(rounds(101, 50, last=0.001))
+    assert not ope.enough(rounds(1000, 9))
+    assert not ope.enough(rounds(1000, 991))
+
+
+def test_rare_rewards_are_not_enough_where_intervals_would_fail():
+    held, believed = 0, 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        ad = rng.integers(46, size=10_000)
+        target = np.where(ad == 0, 0.95, 0) + 0.05 / 46
+        rounds = Rounds(rng.random(10_000) < 0.004, np.full(10_000, 1 / 46), target)
+        answer = ope.estimate("snips", rounds)
+        held += answer.low <= 0.004 <= answer.high
+        believed += ope.enough(rounds)
+
+    assert ope.effective_sample_size(rounds) > 200
+    assert held < 150
+    assert believed == 0
 
 
 def test_weights_that_do_not_average_one_are_not_believed():

@@ -1,5 +1,6 @@
 """The real server, started as users start it, talked to over sockets, and killed."""
 
+import ctypes
 import http.client
 import json
 import os
@@ -253,3 +254,16 @@ def test_a_visitors_id_is_in_no_log(start):
     _, errors = server.end()
 
     assert "very-private" not in errors
+
+
+def test_a_sigterm_that_meets_another_thread_ends_the_server_all_the_same(start):
+    """The system may hand a signal of the process to any of its threads."""
+    server = start("--policy", "uniform")
+    threads = sorted(map(int, os.listdir(f"/proc/{server.process.pid}/task")))
+    libc = ctypes.CDLL(None, use_errno=True)
+    tgkill = 234 if os.uname().machine == "x86_64" else 131
+    assert len(threads) > 3
+    assert libc.syscall(tgkill, server.process.pid, threads[-1], int(signal.SIGTERM)) == 0
+
+    status, errors = server.end(0)  # says nothing more
+    assert status == 0, errors

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from banditads import signing
-from banditads.errors import Misconfigured
+from banditads.errors import DiskFailure, Misconfigured
 from banditads.signing import EventIds
 
 IDS = EventIds(b"k" * 32)
@@ -112,9 +112,15 @@ def test_a_key_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fails)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskFailure, match="No space"):
         signing.load_or_create(tmp_path / "ads.key")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_that_cannot_be_made_says_so(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(Misconfigured, match=r"ads\.key cannot be made: File exists"):
+        signing.load_or_create(tmp_path / "file" / "ads.key")
 
 
 def test_what_a_killed_process_left_does_not_stop_the_next_with_the_same_pid(tmp_path):

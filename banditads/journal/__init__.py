@@ -39,6 +39,9 @@ class Journal(Protocol):
         `errors.DiskFailure` when an fsync has failed: from then on no append or sync succeeds.
         """
 
+    def flush(self) -> None:
+        """Return once every record is as durable as it can be, whatever the policy promises to `sync`."""
+
     def read(self, start: int) -> Iterator[tuple[int, bytes]]:
         """(offset, payload) from `start` on, to the end as it is now; `errors.Damaged` if unreadable."""
 

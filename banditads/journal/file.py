@@ -1,11 +1,21 @@
 """A journal in a folder of files: survives kill -9 when `append` returns, a power cut when `sync` does.
 
-A segment is a header (magic, version, first offset, salt, crc) and records (length, crc, offset, payload).
-The crc covers the segment's salt, the length, the offset and the payload, so old bytes on the disk are never
-taken for records, and a lost or repeated record is seen. A crash can tear the last record; opening cuts a
-torn tail and goes on. Anything else that is not as it was written is `Damaged`, with the file and the byte:
-nothing is repaired by guessing. A failed fsync is final: the system may have dropped the pages, so trying
-again proves nothing.
+A segment is a header (magic, version, first offset, first offset of the segment before, salt, crc) and
+records (length, crc, offset, payload). The crc covers the segment's salt, the length, the offset and the
+payload, so old bytes on the disk are never taken for records, and a lost or repeated record is seen. A crash
+can tear the last record: opening cuts it off and goes on. Anything else that is not as it was written is
+`Damaged`, with the file and the byte; nothing is repaired by guessing. A failed fsync is final: the system
+may have dropped the pages, so trying again proves nothing.
+
+Opening reads the last segment, and of the others the headers: a restart does not take longer for a longer
+history. Their records are checked whenever they are read.
+
+>>> from tempfile import TemporaryDirectory
+>>> with TemporaryDirectory() as folder:
+...     journal = Journal(folder)
+...     journal.sync(journal.append(b"first"))
+...     list(journal.read(0))
+[(0, b'first')]
 """
 
 from __future__ import annotations
@@ -22,18 +32,22 @@ from pathlib import Path
 from struct import Struct
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
+
 from ..directory import fsync, fsync_folder, write_durably
 from ..errors import Damaged, DiskFailure, Misconfigured, TooLarge, Unavailable
 
 log = logging.getLogger(__name__)
 
 EXAMPLE = "file:{tmp}"
-HEADER = Struct("<8sIQ16sI")  # magic, version, first offset, salt, crc of all before
-HEAD = Struct("<IIQ")  # length, crc, offset
+HEADER = Struct("<8sIQQ16sI")  # magic, version, first offset, that of the segment before, salt, crc of these
+HEAD = Struct("<IIQ")  # length of the payload, crc, offset
 COVERED = Struct("<IQ")  # length, offset: what the crc covers of a record's head
 MAGIC, VERSION = b"BAJRNL\r\n", 1
 MAX_RECORD = 64 * 2**20  # bytes of payload
-MARK_EVERY = 256  # records between two remembered places
+MARK_EVERY = 1024  # records between two whose places are remembered: reading one record takes a millisecond
+FLUSH_SECONDS = 1.0  # between two fdatasyncs with `everysec`
+BUFFER = 2**18  # bytes read at once
 
 
 class Segment(NamedTuple):
@@ -55,6 +69,13 @@ class Journal:
         fdatasync runs each second.
     segment_bytes, segment_seconds
         A new segment begins when the present one has reached either.
+
+    Attributes
+    ----------
+    end
+        The offset that the next record will get.
+    cut_bytes
+        How much of a torn record opening has cut off.
     """
 
     def __init__(
@@ -70,21 +91,24 @@ class Journal:
         self.folder = Path(rest)
         self.fsync, self.segment_bytes, self.segment_seconds = fsync, segment_bytes, segment_seconds
         self.poisoned = ""
-        self.cut_bytes = 0  # of a torn tail that opening found
-        self._segments = _segments(self.folder)
-        self._marks = list[tuple[int, Path, int]]()  # (offset, file, byte) of some records, offsets growing
-        if self._segments:
-            self._open_last()
-        else:
-            self.end = 0
-            self._begin_segment()
-        self._durable = self.end  # opening has seen to it: every record below this is on the disk
+        self.cut_bytes = 0
+        self.end = 0
+        self._file = -1
+        self._marks: dict[int, int] = {}  # offset of every MARK_EVERYth record -> byte in its segment
         self._syncing = False
-        self._change = threading.Condition()
+        self._change = threading.Condition()  # guards `_syncing`, `_durable`, and which file is written
+        try:
+            self._segments = _segments(self.folder)
+            if self._segments:
+                self._open_last()
+            else:
+                self._begin_segment()
+        except OSError as error:
+            raise DiskFailure(f"the journal in {self.folder} cannot be opened: {error.strerror}") from error
+        self._durable = self.end  # every record below this is on the disk
         self._stop = threading.Event()
-        self._ticker: threading.Thread | None = None
+        self._ticker = threading.Thread(target=self._every_second, name="fsync", daemon=True)
         if fsync == "everysec":
-            self._ticker = threading.Thread(target=self._every_second, name="fsync", daemon=True)
             self._ticker.start()
 
     @property
@@ -98,68 +122,45 @@ class Journal:
         if len(payload) > MAX_RECORD:
             raise TooLarge(f"a record may have at most {MAX_RECORD} bytes")
         old = time.monotonic() - self._begun >= self.segment_seconds
-        if self._size > HEADER.size and (self._size >= self.segment_bytes or old):
+        if self._size > HEADER.size and (old or self._size >= self.segment_bytes):
             self._rotate()
         offset = self.end
         record = _record(self._salt_crc, offset, payload)
         try:
             _write_all(self._file, record)
-        except OSError as error:
-            try:
-                os.ftruncate(self._file, self._size)
-            except OSError as worse:
-                self._poison(f"cannot take back a broken write: {worse.strerror}")
-            raise Unavailable(f"the journal cannot be written: {error.strerror}") from error
+        except BaseException as error:  # whatever it was, half a record must not stay
+            self._take_back()
+            if isinstance(error, OSError):
+                raise Unavailable(f"the journal cannot be written: {error.strerror}") from error
+            raise
         if offset % MARK_EVERY == 0:
-            self._marks.append((offset, self._segments[-1].path, self._size))
+            self._marks[offset] = self._size
         self._size += len(record)
         self.end = offset + 1
         return offset
 
     def sync(self, offset: int) -> None:
         """Return once the record at `offset` is as durable as `fsync` promises. Any thread, any time."""
-        if self.fsync == "everysec":
-            self._check()
-        else:
+        if self.fsync == "always":
             self._sync(offset)
+        else:
+            self._check()
 
-    def _sync(self, offset: int) -> None:
-        """Whoever comes while nobody does it calls fdatasync for all; the others wait, and look again."""
-        with self._change:
-            while self._durable <= offset:
-                self._check()
-                if not self._syncing:
-                    self._syncing = True
-                    break
-                self._change.wait()
-            else:
-                return
-            written, done = self.end, 0
-        try:
-            os.fdatasync(self._file)  # it stays open: a rotation first waits for this, in `_sync`
-            done = written
-        except OSError as error:
-            self._poison(f"fdatasync failed: {error.strerror}")
-        finally:
-            with self._change:
-                self._durable = max(self._durable, done)
-                self._syncing = False
-                self._change.notify_all()
-        self._check()
+    def flush(self) -> None:
+        """Return once every record is on the disk, whatever `fsync` promises to `sync`."""
+        self._sync(self.end - 1)
 
     def read(self, start: int) -> Iterator[tuple[int, bytes]]:
         """(offset, payload) from `start` on, to the end as it is now."""
         end = self.end
         if start >= end:
             return
-        if start < self.start:
-            raise Damaged(f"{self.folder}: records from {start} to {self.start - 1} are no longer there")
-        near = self._marks[max(0, bisect_right(self._marks, start, key=lambda mark: mark[0]) - 1) :][:1]
-        place = near[0] if near and near[0][0] <= start else None
-        for offset, payload in _read(self._segments[:], start, place):
+        offset = start - 1
+        for offset, payload in _read(self.folder, list(self._segments), start, self._marks):
             yield offset, payload
             if offset + 1 == end:
                 return
+        raise Damaged(f"{self.folder}: records from {offset + 1} to {end - 1} are no longer there")
 
     def drop_before(self, offset: int) -> None:
         """Delete segments that hold nothing from `offset` on; never the one that is written to."""
@@ -170,47 +171,86 @@ class Journal:
             except OSError as error:
                 raise Unavailable(f"a segment cannot be deleted: {error.strerror}") from error
             except DiskFailure as error:
-                self._poison(str(error))
+                raise self._poison(str(error)) from error
             del self._segments[0]
-        self._marks = [mark for mark in self._marks if mark[0] >= self.start]
+        self._marks = {at: place for at, place in list(self._marks.items()) if at >= self.start}
 
     def close(self) -> None:
         """Make everything durable and let go of the file."""
         self._stop.set()
-        if self._ticker:
+        if self._ticker.is_alive():
             self._ticker.join()
         try:
-            if not self.poisoned and self.end:
+            if not self.poisoned:
                 self._sync(self.end - 1)
         finally:
-            os.close(self._file)
+            file, self._file = self._file, -1  # nobody must write to whatever gets this number next
+            os.close(file)
+
+    def _sync(self, offset: int) -> None:
+        """Whoever comes while nobody does it calls fdatasync for all; the others wait, and look again."""
+        with self._change:
+            while True:
+                self._check()
+                if offset < self._durable:
+                    return
+                if not self._syncing:
+                    break
+                self._change.wait()
+            self._syncing = True
+            reached, file = self.end, self._file
+        done = False
+        try:
+            os.fdatasync(file)
+            done = True
+        except OSError as error:
+            raise self._poison(f"fdatasync failed: {error.strerror}") from error
+        finally:
+            with self._change:
+                if done:
+                    self._durable = reached
+                self._syncing = False
+                self._change.notify_all()
+
+    def _every_second(self) -> None:
+        while not self._stop.wait(FLUSH_SECONDS):
+            try:
+                self._sync(self.end - 1)
+            except DiskFailure:  # said by `_poison`, and to everybody who writes from now on
+                return
 
     def _check(self) -> None:
         if self.poisoned:
             raise DiskFailure(self.poisoned)
 
-    def _poison(self, why: str) -> None:
+    def _poison(self, why: str) -> DiskFailure:
         """From here on nothing is acknowledged any more, by this process."""
         self.poisoned = f"journal {self.folder}: {why}"
         log.critical("%s; nothing more is accepted", self.poisoned)
-        self._check()
+        return DiskFailure(self.poisoned)
+
+    def _take_back(self) -> None:
+        """Cut off what a failed write may have left."""
+        try:
+            os.ftruncate(self._file, self._size)
+        except OSError as error:
+            raise self._poison(f"cannot take back a broken write: {error.strerror}") from error
 
     def _rotate(self) -> None:
         """A new segment, once all of this one is on the disk: what is durable is always a prefix."""
+        self._sync(self.end - 1)
         try:
-            self._sync(self.end - 1)
             self._begin_segment()
-        except OSError as error:
+        except OSError as error:  # nothing has changed
             raise Unavailable(f"the journal cannot begin a segment: {error.strerror}") from error
         except DiskFailure as error:
-            if not self.poisoned:
-                self._poison(str(error))
-            raise
+            raise self._poison(str(error)) from error
 
     def _begin_segment(self) -> None:
+        before = self._segments[-1].first if self._segments else self.end
         salt = secrets.token_bytes(16)
-        header = HEADER.pack(MAGIC, VERSION, self.end, salt, 0)[:-4]
-        path = self.folder / f"{self.end:020d}.journal"
+        header = HEADER.pack(MAGIC, VERSION, self.end, before, salt, 0)[:-4]
+        path = _path(self.folder, self.end)
         write_durably(path, header + zlib.crc32(header).to_bytes(4, "little"))
         self._use(path, salt, HEADER.size)
         self._segments.append(Segment(self.end, path))
@@ -218,38 +258,37 @@ class Journal:
     def _use(self, path: Path, salt: bytes, size: int) -> None:
         """Append to this segment from now on."""
         file = os.open(path, os.O_WRONLY | os.O_APPEND)
-        old = getattr(self, "_file", None)
-        self._file, self._size, self._salt_crc = file, size, zlib.crc32(salt)
-        self._begun = time.monotonic()
-        if old is not None:
+        with self._change:
+            self._change.wait_for(lambda: not self._syncing)  # somebody may have the old file in hand
+            old, self._file = self._file, file
+        self._size, self._salt_crc, self._begun = size, zlib.crc32(salt), time.monotonic()
+        if old >= 0:
             os.close(old)
 
     def _open_last(self) -> None:
-        """Find the end, and cut a torn tail."""
-        segment = self._segments[-1]
-        with segment.path.open("rb") as file:
-            salt = _header(file, segment)
-            self.end, size = segment.first, HEADER.size
-            for offset, payload, place in _records(file, segment.path, salt, segment.first):
-                if offset % MARK_EVERY == 0:
-                    self._marks.append((offset, segment.path, place))
-                self.end, size = offset + 1, place + HEAD.size + len(payload)
-            total = file.seek(0, os.SEEK_END)
+        """Find the end, cut a torn tail, and make sure of what a process before us did not."""
+        before = None
+        for segment in self._segments:
+            with segment.path.open("rb") as file:
+                linked, salt = _header(file, segment)
+            if before not in (None, linked):
+                raise _damaged(_path(self.folder, linked), f"it is not there, but {segment.path.name} is")
+            before = segment.first
+        self.end, size = segment.first, HEADER.size
+        for offset, payload, place in _records(segment, self._marks, segment.first, last=True):
+            self.end, size = offset + 1, place + HEAD.size + len(payload)
         self._use(segment.path, salt, size)
-        if total > size:
-            self.cut_bytes = total - size
-            log.warning("%s: cut %d bytes of a torn record off the end", segment.path, self.cut_bytes)
+        self.cut_bytes = segment.path.stat().st_size - size
+        if self.cut_bytes:
+            log.warning(
+                "%s: cut %d bytes of a torn record off the end; offset %d is the next",
+                segment.path,
+                self.cut_bytes,
+                self.end,
+            )
             os.ftruncate(self._file, size)
         fsync(self._file, segment.path)  # a killed process may have left records, and names, that only
         fsync_folder(self.folder)  # memory has; they will be acknowledged when they are sent again
-
-    def _every_second(self) -> None:
-        while not self._stop.wait(1.0):
-            if self._durable < self.end:
-                try:
-                    self._sync(self.end - 1)
-                except DiskFailure:  # said by `_poison`, and to everybody who writes from now on
-                    return
 
 
 def scan(folder: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
@@ -258,9 +297,7 @@ def scan(folder: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
     Stops at a torn tail, which may be a record in the making. Raises `Damaged`.
     """
     segments = _segments(folder)
-    if segments and segments[0].first > start:
-        raise Damaged(f"{folder}: records from {start} to {segments[0].first - 1} are no longer there")
-    yield from _read(segments, start, None)
+    return _read(folder, segments, start, {}) if segments else iter(())
 
 
 def first_offset(folder: Path) -> int:
@@ -269,14 +306,22 @@ def first_offset(folder: Path) -> int:
     return segments[0].first if segments else 0
 
 
+def _path(folder: Path, first: int) -> Path:
+    return folder / f"{first:020d}.journal"
+
+
 def _segments(folder: Path) -> list[Segment]:
     paths = sorted(folder.glob(f"{'[0-9]' * 20}.journal"))
     return [Segment(int(path.stem), path) for path in paths]
 
 
 def _record(salt_crc: int, offset: int, payload: bytes) -> bytes:
-    crc = zlib.crc32(payload, zlib.crc32(COVERED.pack(len(payload), offset), salt_crc))
-    return HEAD.pack(len(payload), crc, offset) + payload
+    length = len(payload)
+    return HEAD.pack(length, _crc(salt_crc, length, offset, payload), offset) + payload
+
+
+def _crc(salt_crc: int, length: int, offset: int, payload: bytes | memoryview) -> int:
+    return zlib.crc32(payload, zlib.crc32(COVERED.pack(length, offset), salt_crc))
 
 
 def _write_all(file: int, data: bytes) -> None:
@@ -285,106 +330,125 @@ def _write_all(file: int, data: bytes) -> None:
         data = data[os.write(file, data) :]
 
 
-def _open(segment: Segment) -> BinaryIO:
-    try:
-        return segment.path.open("rb")
-    except FileNotFoundError:
-        raise Damaged(f"{segment.path} is no longer there") from None
-
-
-def _header(file: BinaryIO, segment: Segment) -> bytes:
-    """The salt of a segment."""
+def _header(file: BinaryIO, segment: Segment) -> tuple[int, bytes]:
+    """(first offset of the segment before, salt)."""
     raw = file.read(HEADER.size)
-    fits = len(raw) == HEADER.size and zlib.crc32(raw[:-4]) == int.from_bytes(raw[-4:], "little")
-    if not fits or HEADER.unpack(raw)[:3] != (MAGIC, VERSION, segment.first):
-        raise _damaged(segment.path, 0, "its header is not what was written")
-    salt: bytes = HEADER.unpack(raw)[3]
-    return salt
+    if len(raw) < HEADER.size or zlib.crc32(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
+        raise _damaged(segment.path, "its header is not what was written")
+    magic, version, first, before, salt, _ = HEADER.unpack(raw)
+    if (magic, version, first) != (MAGIC, VERSION, segment.first):
+        raise _damaged(segment.path, "its header is that of another file, or of a newer banditads")
+    return before, salt
 
 
 def _read(
-    segments: list[Segment], start: int, place: tuple[int, Path, int] | None
+    folder: Path, segments: list[Segment], start: int, marks: dict[int, int]
 ) -> Iterator[tuple[int, bytes]]:
-    """Records from `start` on, across segments. `place` is a known record at or before `start`."""
-    for number, segment in enumerate(segments):
-        last = number + 1 == len(segments)
-        if not last and segments[number + 1].first <= start:
-            continue
-        expected = segment.first
-        with _open(segment) as file:
-            salt = _header(file, segment)
-            if place and place[1] == segment.path:
-                expected = place[0]
-                file.seek(place[2])
-            for offset, payload, _ in _records(file, segment.path, salt, expected):
-                expected = offset + 1
+    """Records from `start` on. The next segment is the one named after where this one has ended."""
+    begin = bisect_right(segments, start, key=lambda segment: segment.first) - 1
+    if begin < 0:
+        raise Damaged(f"{folder}: records from {start} to {segments[0].first - 1} are no longer there")
+    segment, newest = segments[begin], segments[-1].first
+    while True:
+        end, last = segment.first, segment.first == newest  # those before the newest were complete before it
+        try:
+            for offset, payload, _ in _records(segment, marks, start, last=last):
+                end = offset + 1
                 if offset >= start:
                     yield offset, payload
-        if not last and expected != segments[number + 1].first:
-            raise _damaged(segment.path, None, f"it ends before offset {expected}, the next begins later")
+        except FileNotFoundError:
+            raise _damaged(segment.path, "it is no longer there, but a later segment is") from None
+        if last:
+            return
+        if end == segment.first:
+            raise _damaged(segment.path, "it has no records, but there is a later segment")
+        segment = Segment(end, _path(folder, end))
 
 
-def _records(file: BinaryIO, path: Path, salt: bytes, expected: int) -> Iterator[tuple[int, bytes, int]]:
-    """(offset, payload, byte) of the records from here on; stops before a torn tail."""
-    salt_crc = zlib.crc32(salt)
-    place = file.tell()
-    rest = None
-    while rest is None or _is_whole(rest, 0, salt_crc, expected):  # whole only now: a writer is at work
+def _records(
+    segment: Segment, marks: dict[int, int], start: int, *, last: bool
+) -> Iterator[tuple[int, bytes, int]]:
+    """(offset, payload, byte) of the records of a segment, from the last mark before `start` on.
+
+    Stops at a torn tail, if this is the last segment. `marks` are added to.
+    """
+    marked = range(start - start % MARK_EVERY, segment.first - 1, -MARK_EVERY) if marks else ()
+    expected = next((offset for offset in marked if offset in marks), segment.first)
+    place = marks.get(expected, HEADER.size)
+    with segment.path.open("rb", BUFFER) as file:
+        salt_crc = zlib.crc32(_header(file, segment)[1])
         file.seek(place)
-        while len(head := file.read(HEAD.size)) == HEAD.size:
-            length, crc, offset = HEAD.unpack(head)
-            payload = file.read(length) if length <= MAX_RECORD else b""
-            covered = zlib.crc32(COVERED.pack(length, offset), salt_crc)
-            if len(payload) < length or offset != expected or zlib.crc32(payload, covered) != crc:
-                break
-            yield offset, payload, place
-            expected, place = offset + 1, place + HEAD.size + length
-        file.seek(place)
-        rest = file.read()
-    if not _is_torn(rest, salt_crc, expected):
-        raise _damaged(path, place, f"the record at offset {expected} is not what was written")
+        while True:
+            while len(head := file.read(HEAD.size)) == HEAD.size:
+                length, crc, offset = HEAD.unpack(head)
+                payload = file.read(length) if length <= MAX_RECORD else b""
+                fits = len(payload) == length and _crc(salt_crc, length, offset, payload) == crc
+                if not fits or offset != expected:
+                    break
+                if offset % MARK_EVERY == 0:
+                    marks[offset] = place
+                yield offset, payload, place
+                expected, place = offset + 1, place + HEAD.size + length
+            rest = _anew(file, place).read()
+            if not rest or (last and _is_torn(rest, salt_crc, expected)):
+                return
+            if not _is_whole(rest, salt_crc, expected) and _anew(file, place).read(len(rest)) == rest:
+                raise _damaged(
+                    segment.path, f"the record at offset {expected} is not what was written", place
+                )
+            _anew(file, place)  # it was being written while we read: once more
 
 
-def _is_whole(raw: bytes, begin: int, salt_crc: int, wanted: int) -> bool:
-    """Whether the record at offset `wanted` begins here, whole and as it was written."""
-    if len(raw) < begin + HEAD.size:
+def _anew(file: BinaryIO, place: int) -> BinaryIO:
+    """The file at this byte, and nothing of it in the buffer: to see what stands there now."""
+    file.seek(0, os.SEEK_END)
+    file.seek(place)
+    return file
+
+
+def _is_whole(rest: bytes | memoryview, salt_crc: int, expected: int) -> bool:
+    """Whether this begins with the record of offset `expected`, as it was written."""
+    if len(rest) < HEAD.size:
         return False
-    length, crc, offset = HEAD.unpack_from(raw, begin)
-    payload = raw[begin + HEAD.size :][:length] if length <= MAX_RECORD else b""
-    covered = zlib.crc32(COVERED.pack(length, offset), salt_crc)
-    return len(payload) == length and offset == wanted and zlib.crc32(payload, covered) == crc
+    length, crc, offset = HEAD.unpack_from(rest)
+    payload = rest[HEAD.size : HEAD.size + length]
+    return offset == expected and len(payload) == length and _crc(salt_crc, length, offset, payload) == crc
 
 
 def _is_torn(rest: bytes, salt_crc: int, expected: int) -> bool:
-    """Whether what stands where record `expected` should begin is a write that never ended."""
+    """Whether this is the beginning of record `expected`, of which the end was never written.
+
+    A flipped bit in the length of a complete record must not pass for that: so a length is not believed while
+    another one makes the crc fit, or while anything intact follows.
+    """
     if not rest.strip(b"\0"):
-        return True  # nothing, or zeros: the length reached the disk before the data did
+        return True  # after a power cut a file may be longer than what was written into it
     if len(rest) < HEAD.size:
         return True
     length, crc, offset = HEAD.unpack_from(rest)
-    if HEAD.size + length <= len(rest):
-        return False  # complete, and wrong
-    real = len(rest) - HEAD.size  # perhaps complete, and only its length is wrong
-    if zlib.crc32(rest[HEAD.size :], zlib.crc32(COVERED.pack(real, offset), salt_crc)) == crc:
+    if offset != expected or length > MAX_RECORD or HEAD.size + length <= len(rest):
         return False
-    return not _intact_after(rest, salt_crc, expected + 1)
+    real = len(rest) - HEAD.size
+    for other in (real, *(length ^ (1 << bit) for bit in range(32))):
+        if other <= real and _crc(salt_crc, other, offset, rest[HEAD.size : HEAD.size + other]) == crc:
+            return False
+    return not _intact_after(rest, salt_crc, expected)
 
 
-def _intact_after(rest: bytes, salt_crc: int, offset: int) -> bool:
-    """Whether the record that would come next is there: then the one before it had been written whole."""
-    wanted = offset.to_bytes(8, "little")
-    at = rest.find(wanted)
-    while at >= 0:
-        begin = at - (HEAD.size - 8)
-        if begin > 0 and _is_whole(rest, begin, salt_crc, offset):
-            return True
-        at = rest.find(wanted, at + 1)
+def _intact_after(rest: bytes, salt_crc: int, expected: int) -> bool:
+    """Whether a record later than `expected` stands anywhere in here."""
+    most = expected + len(rest) // HEAD.size
+    for shift in range(8):
+        words = np.frombuffer(rest, "<u8", (len(rest) - shift) // 8, shift)
+        for index in np.flatnonzero((words > expected) & (words <= most)).tolist():
+            begin = shift + 8 * index - 8  # the offset is the second half of a head
+            if begin > 0 and _is_whole(memoryview(rest)[begin:], salt_crc, int(words[index])):
+                return True
     return False
 
 
-def _damaged(path: Path, place: int | None, what: str) -> Damaged:
-    where = f"{path} at byte {place}" if place is not None else str(path)
+def _damaged(path: Path, what: str, place: int = 0) -> Damaged:
     return Damaged(
-        f"{where} is damaged: {what}. Restore the file from a copy; what comes after it cannot be trusted "
-        "without it"
+        f"{path} at byte {place} is damaged: {what}. Nothing was changed. Put back a good copy of the file: "
+        "what comes after that place means nothing without it"
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..errors import Damaged
+
 EXAMPLE = "memory:"
 
 
@@ -28,8 +30,13 @@ class Journal:
     def sync(self, offset: int) -> None:
         """Memory is as durable as it gets."""
 
+    def flush(self) -> None:
+        """As for `sync`."""
+
     def read(self, start: int) -> Iterator[tuple[int, bytes]]:
         """(offset, payload) from `start` on, to the end as it is now."""
+        if start < self.start:
+            raise Damaged(f"records from {start} to {self.start - 1} are no longer there")
         yield from enumerate(self.records[start - self.start :], start)
 
     def drop_before(self, offset: int) -> None:

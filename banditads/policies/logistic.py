@@ -2,8 +2,8 @@
 
 River does the steps: numbers are standardised (`StandardScaler`), names are hashed (`FeatureHasher`), every
 feature of the visitor is crossed with every one of the ad, and `LogisticRegression` learns the crosses. A
-missing number counts as the mean, which standardised is 0, so it is left out: a `StatImputer` in front would
-come to the same. Weights belong to features, not to ads: a new ad starts with what is known of similar ones.
+missing number is imputed as its mean, which standardised is 0 and so is left out; that it is missing is a
+feature itself. Weights belong to features, not to ads: a new ad starts with what is known of similar ones.
 
 Propensities are not used: every gradient is bounded, and no single reward can ruin the model.
 
@@ -44,8 +44,8 @@ MIX, SPREAD = np.uint64(0xD6E8FEB86659FD93), np.uint64(0x9E3779B97F4A7C15)  # od
 class Hashed(NamedTuple):
     """Features with their names hashed: what stays the same while scales change."""
 
-    hashes: NDArray[np.uint64]  # (n,): the constant, the categories, the numbers
-    categories: int  # how many of them are always 1
+    hashes: NDArray[np.uint64]  # (n,): the constant, the names, the numbers
+    ones: int  # how many of them are always 1
     numbers: dict[int, float]  # hash -> value, compressed but not scaled
 
 
@@ -87,7 +87,7 @@ class Policy:
         epsilon: float = 0.05,
         gamma_scale: float = 200.0,
         lambda_: float = 50.0,
-        learning_rate: float = 0.1,
+        learning_rate: float = 0.2,
         prior: float = 0.05,
         bits: int = 18,
         seed: int = 0,
@@ -210,21 +210,22 @@ class Policy:
         return kept[1]
 
     def _hashed(self, hasher: Any, features: Iterable[tuple[str, float]]) -> Hashed:
-        categories, numbers = {}, {}
+        # A number is two features: that it is there, and how far it is from its mean. Compressed, one 1e6
+        # among ages does not make all ages look alike. No category is called "name=": values are not empty.
+        names, numbers = {}, {}
         for name, value in features:
-            if "=" in name:
-                categories[name] = value
-            else:
-                numbers[name] = asinh(value)  # one 1e6 among ages must not make all ages look alike
-        categories, numbers = hasher.transform_one(categories), hasher.transform_one(numbers)
-        return Hashed(np.array([0, *categories, *numbers], np.uint64), 1 + len(categories), numbers)
+            names[name] = 1.0
+            if "=" not in name:
+                numbers[name + "="] = asinh(value)
+        names, numbers = hasher.transform_one(names), hasher.transform_one(numbers)
+        return Hashed(np.array([0, *names, *numbers], np.uint64), 1 + len(names), numbers)
 
     def _values(self, hashed: Hashed) -> list[float]:
-        """1 for the constant and the categories, then the numbers standardised."""
+        """1 for the constant and the names, then the numbers standardised."""
         # The scaler makes up what it is asked for: it is asked only for what it knows.
         known = {h % PLACES: value for h, value in hashed.numbers.items() if h % PLACES in self.scaler.counts}
         scaled = self.scaler.transform_one(known)
-        return [1.0] * hashed.categories + [
+        return [1.0] * hashed.ones + [
             max(-FAR, min(FAR, scaled.get(h % PLACES, 0.0))) for h in hashed.numbers
         ]
 

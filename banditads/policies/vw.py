@@ -12,11 +12,12 @@ Bietti, Agarwal, Langford 2018 (arXiv:1802.04064: epsilon-greedy with mtr, ips a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from math import asinh
+from collections.abc import Iterator, Sequence
+from math import asinh, sqrt
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import pylibvw
@@ -56,7 +57,28 @@ CROSSES = ("UA", "UU", "AA", "UUA", "UAA", "UUU", "AAA")
 # look like one that everybody clicks, which at low click rates takes long to unlearn.
 ALWAYS = "--cb_explore_adf --hash all --cb_min_cost -1 --cb_max_cost 0"
 EACH_TIME = "--quiet --preserve_performance_counters"  # not kept in a model file
+FAR = 5.0  # standard deviations: a number further off its mean counts as this far
+PLACES = 2**16  # scales that are kept; numbers whose names meet in one place share theirs
 CB_LABEL = pylibvw.vw.lContextualBandit
+
+
+class Scale(NamedTuple):
+    """What was seen of a number in contexts, compressed so that no single one moves it far (Welford 1962)."""
+
+    seen: int = 0
+    mean: float = 0.0
+    squares: float = 0.0  # sum of squared differences from the mean
+
+    def after(self, value: float) -> Scale:
+        """With one more value."""
+        before = asinh(value) - self.mean
+        mean = self.mean + before / (self.seen + 1)
+        return Scale(self.seen + 1, mean, self.squares + before * (asinh(value) - mean))
+
+    def of(self, value: float) -> float:
+        """The value in standard deviations from the mean, at most `FAR`; 0 if all were the same."""
+        deviation = sqrt(self.squares / self.seen)
+        return max(-FAR, min(FAR, (asinh(value) - self.mean) / deviation)) if deviation else 0.0
 
 
 class Policy:
@@ -142,12 +164,13 @@ class Policy:
         self.least = min_propensity if exploration in BY_PROPENSITY else 1.0
         self.kept_ads = kept_ads
         self.learned = 0  # rewards
+        self.scales: dict[int, Scale] = {}  # of the numbers in contexts, by hashed name
         self._start(Workspace(f"{self.command} {EACH_TIME}"))
 
     def pmf(self, context: Features, ads: Sequence[Ad]) -> Floats:
         """VW's distribution over the ads, shape (n_ads,)."""
         shared = self._shared(context)
-        pylibvw.vw.predict_multi(self._vw, [shared, *map(self._kept, ads)])
+        self._vw.predict_multi([shared, *map(self._kept, ads)])
         scores = np.array(shared.get_action_scores())
         return scores / scores.sum()  # VW's own sum is 1 in float32 only
 
@@ -155,24 +178,29 @@ class Policy:
         self, context: Features, ads: Sequence[Ad], pick: int, reward: float, propensity: float
     ) -> None:
         """One step of VW towards the cost of the ad that was picked."""
+        for name, value in tokens(context):
+            if "=" not in name:
+                place = _place(name)
+                self.scales[place] = self.scales.get(place, Scale()).after(value)
         label = f"0:{-float(reward)!r}:{float(max(propensity, self.least))!r}"
         examples = [self._shared(context), *map(self._kept, ads)]
         examples[1 + pick] = self._ad(ads[pick], label)  # not the kept one: a label cannot be taken off again
-        pylibvw.vw.learn_multi(self._vw, examples)
+        self._vw.learn_multi(examples)
         self.learned += 1
 
     def dump(self) -> Saved:
-        """The command line, the number of rewards, and VW's model file."""
+        """The command line, the number of rewards, the scales of numbers, and VW's model file."""
         with TemporaryDirectory() as private:
             file = Path(private, "model")
             self._vw.save(file)
-            return [self.command, self.learned, file.read_bytes()]
+            return [self.command, self.learned, list(self.scales.items()), file.read_bytes()]
 
     def load(self, saved: Saved) -> None:
         """The inverse of `dump`. VW does what a model file says: authenticate it before it comes here."""
-        command, self.learned, model = saved
+        command, self.learned, scales, model = saved
         if command != self.command:  # the file's options would silently win over ours
             raise Misconfigured(f"the saved model has the options {command!r}, not {self.command!r}")
+        self.scales = {place: Scale(*scale) for place, scale in scales}
         with TemporaryDirectory() as private:
             file = Path(private, "model")
             file.write_bytes(model)
@@ -183,18 +211,23 @@ class Policy:
         return {"command": self.command, "learned": self.learned, "kept_ads": len(self._examples)}
 
     def _start(self, workspace: Any) -> None:
-        self._examples: OrderedDict[str, tuple[Ad, Any]] = (
-            OrderedDict()
-        )  # by ad id; least recently used first
+        self._examples: OrderedDict[str, tuple[Ad, Any]] = OrderedDict()  # by id; least recently used first
         self._vw = workspace
         self._hashes = {namespace: workspace.hash_space(namespace) for namespace in "UA"}
 
     def _shared(self, context: Features) -> Any:
-        return self._example("shared", "U", _numbers(context))
+        return self._example("shared", "U", [*self._scaled(context)])
 
     def _ad(self, ad: Ad, label: str = "") -> Any:
         # No feature can be called "=...": names are not empty, and `tokens` escapes what they contain.
-        return self._example(label, "A", [("=" + ad.id, 1.0), *_numbers(ad.features)])
+        return self._example(label, "A", [("=" + ad.id, 1.0), *tokens(ad.features)])
+
+    def _scaled(self, context: Features) -> Iterator[tuple[str, float]]:
+        """Tokens; a number becomes two: that it is there, and how far it is from its mean."""
+        for name, value in tokens(context):
+            yield name, 1.0
+            if "=" not in name and (scale := self.scales.get(_place(name))):
+                yield name + "=", scale.of(value)  # no category is called so: values are not empty
 
     def _kept(self, ad: Ad) -> Any:
         kept = self._examples.get(ad.id)
@@ -217,6 +250,5 @@ class Policy:
         return example
 
 
-def _numbers(features: Features) -> list[tuple[str, float]]:
-    """Tokens, with numbers beyond 1 compressed: one 1e6 among ages must not make all ages look alike."""
-    return [(name, value if "=" in name else asinh(value)) for name, value in tokens(features)]
+def _place(name: str) -> int:
+    return crc32(name.encode()) % PLACES

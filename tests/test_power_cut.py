@@ -1,0 +1,232 @@
+"""What is acknowledged is there after a power cut, a kill or a full disk, and nothing half-written is."""
+
+import os
+import re
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from banditads.directory import DataDirectory, read_config
+from banditads.errors import Unavailable
+from banditads.journal.file import Journal, scan
+from banditads.snapshots import Snapshots
+
+KEY = b"k" * 32
+
+
+class Disk:
+    """What a disk keeps: what was fsynced, and perhaps some of the rest.
+
+    Around every change `check` is called with a copy of the folder as a power cut might leave it: once with
+    only those bytes that were fsynced, under names whose folder was; once with half of the rest.
+    """
+
+    CHANGES = ((os, "write"), (os, "fsync"), (os, "fdatasync"), (Path, "replace"), (Path, "unlink"))
+
+    def __init__(self, folder, copies):
+        self.folder, self.copies = folder, copies
+        self.bytes, self.names, self.kept, self.cuts = {}, {}, [], 0
+
+    @contextmanager
+    def watched(self, check):
+        real = {(owner, name): getattr(owner, name) for owner, name in self.CHANGES}
+
+        def put(calls):
+            for (owner, name), call in calls.items():
+                setattr(owner, name, call)
+
+        def cut():
+            put(real | {(os, "fsync"): lambda number: None, (os, "fdatasync"): lambda number: None})
+            check(self.left(half=False))
+            check(self.left(half=True))
+            put(watching)
+
+        def watch(call):
+            def watched(what, *args, **options):
+                cut()
+                result = call(what, *args, **options)
+                if call.__name__ in ("fsync", "fdatasync"):
+                    self.synced(what)
+                cut()
+                return result
+
+            return watched
+
+        watching = {key: watch(call) for key, call in real.items()}
+        put(watching)
+        try:
+            yield
+            cut()
+        finally:
+            put(real)
+            for number in self.kept:
+                os.close(number)
+
+    def synced(self, number):
+        path = Path(os.readlink(f"/proc/self/fd/{number}"))
+        if stat.S_ISDIR(os.fstat(number).st_mode):
+            self.names[path] = {entry.name: entry.inode() for entry in os.scandir(path)}
+        else:
+            self.kept.append(os.dup(number))  # so that no other file gets its inode
+            self.bytes[os.fstat(number).st_ino] = path.read_bytes()
+
+    def left(self, half):
+        self.cuts += 1
+        copy = self.copies / str(self.cuts)
+        copy.mkdir()
+        for name, inode in self.names.get(self.folder, {}).items() if not half else ():
+            (copy / name).write_bytes(self.bytes.get(inode, b""))
+        for path in self.folder.iterdir() if half else ():
+            kept, now = self.bytes.get(path.stat().st_ino, b""), path.read_bytes()
+            (copy / path.name).write_bytes(now[: (len(kept) + len(now)) // 2])
+        return copy
+
+
+@pytest.fixture
+def disk(tmp_path):
+    (tmp_path / "copies").mkdir()
+    return Disk(tmp_path / "data", tmp_path / "copies")
+
+
+@pytest.mark.parametrize("fsync", ["always", "everysec"])
+def test_after_a_power_cut_at_any_call_all_that_was_acknowledged_is_there(disk, fsync):
+    records = [b"%d" % n * (n % 7) for n in range(40)]
+    acknowledged = {"config": None, "records": 0}
+
+    def check(copy):
+        with DataDirectory(copy) as directory:
+            assert read_config(directory.path) == acknowledged["config"] or not acknowledged["config"]
+            newest = next(Snapshots(copy, KEY).load(), (0, b""))
+            journal = Journal(str(copy), segment_bytes=150)
+            there = list(journal.read(journal.start))
+            assert there == list(enumerate(records))[journal.start : journal.end]
+            assert journal.start <= newest[0] <= journal.end  # so a snapshot leads on, or the beginning does
+            assert journal.end >= acknowledged["records"]
+            assert journal.append(b"goes on") == len(there) + journal.start
+            journal.close()
+        shutil.rmtree(copy)
+
+    with disk.watched(check), DataDirectory(disk.folder) as directory:
+        directory.check({"policy": "vw"})
+        acknowledged["config"] = {"policy": "vw"}
+        journal = Journal(str(disk.folder), fsync=fsync, segment_bytes=150)
+        snapshots = Snapshots(disk.folder, KEY)
+        for record in records:
+            offset = journal.append(record)
+            if offset % 3 == 0:
+                journal.sync(offset)
+                acknowledged["records"] = offset + 1 if fsync == "always" else 0
+            if offset % 10 == 9:
+                journal._sync(offset)  # as the engine does, but for `everysec` too
+                snapshots.save(offset + 1, b"state at %d" % offset)
+                journal.drop_before(snapshots.older_offset())
+        journal.close()
+        acknowledged["records"] = len(records)
+    assert disk.cuts > 400
+
+
+APPEND = """
+import sys
+from banditads.journal.file import Journal
+journal = Journal(sys.argv[1], segment_bytes=3000)
+print(journal.end, flush=True)
+while True:
+    offset = journal.append(b"%d," % journal.end * 40)
+    if offset % 5 == 0:
+        journal.sync(offset)
+        print(offset, flush=True)
+"""
+
+
+def test_all_that_was_acknowledged_survives_being_killed_again_and_again(tmp_path):
+    acknowledged = -1
+    for lines in (1, 2, 40, 100):
+        with subprocess.Popen(
+            [sys.executable, "-c", APPEND, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert int(process.stdout.readline()) > acknowledged
+            for _ in range(lines):
+                acknowledged = int(process.stdout.readline())
+            process.send_signal(signal.SIGKILL)
+        there = list(scan(tmp_path))
+        assert len(there) > acknowledged
+        assert there == [(offset, b"%d," % offset * 40) for offset in range(len(there))]
+
+
+def test_a_really_full_disk_takes_nothing_and_the_next_try_works(tmp_path):
+    """The system itself writes half of it and then refuses."""
+    journal = Journal(str(tmp_path))
+    journal.append(b"one")
+    size = journal._segments[-1].path.stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (0, 1, 16, 50):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + room, hard))
+        try:
+            with pytest.raises(Unavailable, match="File too large"):
+                journal.append(b"x" * 100)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert journal._segments[-1].path.stat().st_size == size
+        assert list(scan(tmp_path)) == [(0, b"one")]
+    assert journal.append(b"two") == 1
+    journal.sync(1)
+    journal.close()
+    assert list(scan(tmp_path)) == [(0, b"one"), (1, b"two")]
+
+
+ACKNOWLEDGE = """
+import sys
+from banditads.journal.file import Journal
+journal = Journal(sys.argv[1], segment_bytes=1)
+for _ in range(2):
+    journal.sync(journal.append(b"record"))
+    print("acknowledged", flush=True)
+"""
+
+
+def test_the_system_is_asked_in_the_right_order(tmp_path):
+    """The same as the tests with recorded calls, but as the kernel saw it."""
+    folder, seen = tmp_path / "data", tmp_path / "seen"
+    folder.mkdir()
+    strace = shutil.which("strace")
+    if not strace:
+        pytest.skip("strace is not installed")
+    tried = subprocess.run([strace, "-o", seen, "true"], capture_output=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"strace may not be used here: {tried.stderr.decode()}")
+    calls = "write,pwrite64,fsync,fdatasync,rename,renameat,renameat2"
+    subprocess.run(
+        [strace, "-f", "-y", "-e", f"trace={calls}", "-o", seen, sys.executable, "-c", ACKNOWLEDGE, folder],
+        check=True,
+        capture_output=True,
+    )
+    found = re.findall(
+        rf'(\w+)\((?:\d+<{folder}/?([^>]*)>|"{folder}/([^"]*)"|1<.*acknowledged)', seen.read_text()
+    )
+    first, second = (f"{number:020d}.journal" for number in range(2))
+
+    def begun(segment):
+        return [
+            ("write", f"{segment}.tmp"),
+            ("fsync", f"{segment}.tmp"),
+            ("rename", f"{segment}.tmp"),
+            ("fsync", ""),
+        ]
+
+    assert [(call.replace("pwrite64", "write"), path or renamed) for call, path, renamed in found] == [
+        *begun(first),
+        ("write", first),
+        ("fdatasync", first),
+        ("write", ""),  # the acknowledgement
+        *begun(second),
+        ("write", second),
+        ("fdatasync", second),
+        ("write", ""),
+    ]
