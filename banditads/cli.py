@@ -127,9 +127,12 @@ def demo(visits: int, seed: int, policy: str, port: int, plot: Path | None) -> N
     from .demo import plot as draw
     from .demo import show
     from .logs import open_bandit
+    from .report import plotting
     from .simulation import World
     from .simulation import visits as visiting
 
+    if plot:
+        plotting()  # before the work, not after it
     console = Console()
     world = World(open_bandit.items("all"), seed)
     with tempfile.TemporaryDirectory(prefix="banditads-demo-") as folder:
@@ -205,6 +208,8 @@ def replay(
 
     from . import report
 
+    if plot:
+        report.plotting()  # before the work, not after it
     console = Console(stderr=True)
     reports = report.run(
         sources, specs, seed=seed, limit=limit, reward_min=reward_min, reward_max=reward_max, console=console
@@ -238,6 +243,11 @@ def verify(folder: Path, key_file: str) -> None:
         f"{folder} is whole: events {verdict.first} to {verdict.end - 1}, "
         f"{len(verdict.snapshots)} snapshots compared, state {verdict.digest}"
     )
+    if verdict.torn_bytes:
+        click.echo(
+            f"It ends in {verdict.torn_bytes} bytes of a record that was never finished, or is being written "
+            "now; nothing that was acknowledged is in them, unless the disk or a copy lost its end."
+        )
 
 
 @command.command()

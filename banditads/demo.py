@@ -22,6 +22,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from .report import plotting
 from .simulation import Floats, Visit
 
 WINDOW = 500  # visits; "lately" means so many
@@ -109,12 +110,10 @@ def show(visits: Iterator[Visit], total: int, console: Console, hint: str = NEXT
 
 def plot(summary: Summary, path: str | Path) -> None:
     """The learning curve as a PNG that reads on light and dark pages alike. Needs the extra `plots`."""
-    from matplotlib.figure import Figure  # noqa: PLC0415  an optional dependency, needed here only
-
     ink = "#7d8590"  # 4 : 1 against white and against black
     size = min(WINDOW, max(1, summary.visits // 4))
     x = np.arange(size, summary.visits + 1)
-    figure = Figure(figsize=(8, 4), dpi=160, layout="constrained")
+    figure = plotting().Figure(figsize=(8, 4), dpi=160, layout="constrained")
     axes = figure.add_subplot()
     best, random = float(summary.best.mean()), float(summary.uniform.mean())
     axes.axhline(best, color=ink, lw=1, ls=(0, (4, 3)))

@@ -96,6 +96,7 @@ class Engine:
         self.snapshot_lock = threading.Lock()
         self.snapshot_offset = state.applied
         self.unwritten = 0  # choices served from memory because the disk refused them
+        self.refusal = ""  # why the newest event could not be written down; empty when it was
         self.catch_up()
 
     def catch_up(self) -> None:
@@ -104,7 +105,16 @@ class Engine:
 
     def _record(self, event: events.Event) -> int:
         """Append an event and come to know it. When this returns, the model has learned."""
-        offset = self.journal.append(events.encode(event))
+        try:
+            offset = self.journal.append(events.encode(event))
+        except (Unavailable, DiskFailure) as error:
+            if not self.refusal:  # once, not at every request: the log may be on the same full disk
+                log.error("nothing can be written down; choices are served from memory: %s", error)
+            self.refusal = str(error)
+            raise
+        if self.refusal:
+            log.warning("events are written down again")
+            self.refusal = ""
         self.state.apply(offset, event)
         return offset
 
@@ -121,8 +131,7 @@ class Engine:
             )
             try:
                 return Answer(event, self._record(event))
-            except (Unavailable, DiskFailure) as error:
-                log.error("a choice could not be written down and is served from memory: %s", error)
+            except (Unavailable, DiskFailure):
                 self.unwritten += 1
                 return Answer(event, None)
 
@@ -186,10 +195,13 @@ class Engine:
         return offset
 
     def tick(self) -> bool:
-        """Let silence be known: journal the time if a choice has run out of it. Whether it had."""
+        """Let silence be known: journal the time if a choice has run out of it. Whether it was journaled.
+
+        After a refusal it is journaled in any case, to find out whether the disk takes events again.
+        """
         with self.lock:
             at, oldest = self.clock(), self.state.joiner.oldest()
-            if oldest is None or at < oldest.deadline:
+            if not self.refusal and (oldest is None or at < oldest.deadline):
                 return False
             self._record(events.Ticked(at))
             return True
@@ -204,7 +216,7 @@ class Engine:
 
     def trouble(self) -> str:
         """Why rewards are not accepted just now; empty when they are."""
-        return self.journal.poisoned
+        return self.journal.poisoned or self.refusal
 
     def decision(self, event_id: str) -> Decision:
         """What was decided under this id, and what became of it."""
@@ -248,12 +260,12 @@ class Engine:
         return offset
 
 
-def recover(state: State, journal: Journal, snapshots: Snapshots, *, relearn: bool = False) -> None:
+def recover(state: State, journal: Journal, snapshots: Snapshots) -> None:
     """Load the newest snapshot that is good and that the journal goes on from; the rest is catching up.
 
-    `relearn` uses none. Raises `Damaged` when nothing leads to the present.
+    Raises `Damaged` when nothing leads to the present.
     """
-    for offset, saved in () if relearn else snapshots.load():
+    for offset, saved in snapshots.load():
         if offset > journal.end:
             raise Damaged(
                 f"the journal ends at offset {journal.end}, before the snapshot at {offset}: its newest "

@@ -8,6 +8,7 @@ banditads.errors.Invalid: Object contains unknown field `colour`
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -96,8 +97,9 @@ def check_ads(raw: bytes, lines: bool) -> list[Ad]:
                     raise Invalid(error.message, f"line {number}: {error.field}") from None
     else:
         ads = [check_ad(body, f"[{number}]") for number, body in enumerate(decode(raw, list[AdBody]))]
-    if len({ad.id for ad in ads}) < len(ads):
-        raise Invalid("an id is given twice", "id")
+    ids = Counter(ad.id for ad in ads)
+    if len(ids) < len(ads):
+        raise Invalid(f"the id {ids.most_common(1)[0][0]!r} is given twice", "id")
     if not 1 <= len(ads) <= MAX_ADS:
         raise Invalid(f"give between 1 and {MAX_ADS} ads", "body")
     return ads

@@ -101,7 +101,7 @@ def show(reports: Sequence[Report], console: Console, *, markdown: bool = False)
     """Print the tables, one below the other; as Markdown with headings, to be pasted."""
     for report in reports:
         if markdown:
-            console.print(f"### {report.title}\n", highlight=False, markup=False)
+            console.print(f"### {report.title}", highlight=False, markup=False)
         console.print(table(report, markdown=markdown))
         said: dict[str, list[str]] = {}
         for result in report.results:
@@ -109,15 +109,20 @@ def show(reports: Sequence[Report], console: Console, *, markdown: bool = False)
                 said.setdefault(note, []).append(result.policy)
         for note, about in said.items():
             console.print(f"{', '.join(about)}: {note}", highlight=False, markup=False)
+        console.print()
+
+
+def plotting() -> Any:
+    """What draws. Raises `Misconfigured` if it is not installed."""
+    try:
+        return importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise Misconfigured("plots need matplotlib: pip install 'banditads[plots]'") from error
 
 
 def plot(reports: Sequence[Report], path: str | Path) -> None:
     """Draw how the estimates came about, a row per log, and save it: PNG, SVG or PDF by the path's end."""
-    try:
-        figures = importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise Misconfigured("plots need matplotlib: pip install 'banditads[plots]'") from error
-    figure = figures.Figure(figsize=(12, 0.6 + 4.2 * len(reports)), layout="constrained")
+    figure = plotting().Figure(figsize=(12, 0.6 + 4.2 * len(reports)), layout="constrained")
     grid = figure.subplots(len(reports), 2, squeeze=False)
     for report, (left, right) in zip(reports, grid, strict=True):
         replayed = [(each, each.replay_curve, each.replay_enough) for each in report.results]
@@ -143,6 +148,7 @@ def _panel(axes: Any, title: str, curves: Sequence[tuple[Result, tuple[Point, ..
             [each.value for _, each in points],
             color=colour,
             linestyle="--" if result.policy == LOGGED else "-",
+            zorder=3 if result.policy == LOGGED else 2,
             label=f"{result.policy}: {points[-1][1].value:.3g}",
         )
         axes.fill_between(x, low, high, color=colour, alpha=0.08, linewidth=0)

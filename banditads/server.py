@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
@@ -89,7 +90,12 @@ def opened(settings: Settings) -> Iterator[Engine]:
     folder = Path(settings.data_dir)
     ads = read_catalog(settings.catalog)
     state = new_state(settings)
-    key = signing.load_or_create(signing.key_path(settings.key_file, folder))
+    key_file = signing.key_path(settings.key_file, folder)
+    if not key_file.exists() and (folder / "CONFIG").exists():
+        log.warning(
+            "the key %s is missing: with a new one, old event ids and snapshots mean nothing", key_file
+        )
+    key = signing.load_or_create(key_file)
     with DataDirectory(folder) as directory:
         relearn = directory.check(state.identity, relearn=settings.relearn)
         journal = Journal(
@@ -100,7 +106,9 @@ def opened(settings: Settings) -> Iterator[Engine]:
         )
         try:
             snapshots = Snapshots(folder, signing.derive(key, "snapshots"))
-            recover(state, journal, snapshots, relearn=relearn)
+            if relearn:
+                _forget(directory, journal, snapshots, state)
+            recover(state, journal, snapshots)
             engine = Engine(
                 state,
                 journal,
@@ -110,17 +118,26 @@ def opened(settings: Settings) -> Iterator[Engine]:
                 snapshots=snapshots,
                 keep_journal=settings.keep_journal,
             )
-            if relearn:
-                engine.snapshot()
-                directory.commit(state.identity)
-            if changed := [ad for ad in ads if state.catalog.ads.get(ad.id) != ad]:
-                engine.put_ads(changed)
+            if ads and not state.catalog.ads:
+                engine.put_ads(ads)
+            elif ads:
+                log.info("there are ads in the catalog already: %s is not read again", settings.catalog)
             yield engine
             if not journal.poisoned:
                 engine.snapshot()
         finally:
             with suppress(DiskFailure):  # already reported by whoever met it first
                 journal.close()
+
+
+def _forget(directory: DataDirectory, journal: Journal, snapshots: Snapshots, state: State) -> None:
+    """What was learned under another configuration goes; killed anywhere in here, the next start goes on."""
+    if journal.start > 0:
+        raise Misconfigured(
+            f"--relearn needs the journal from its beginning, and it begins at offset {journal.start}"
+        )
+    snapshots.clear()
+    directory.commit(state.identity)
 
 
 def read_catalog(name: str) -> list[Ad]:
@@ -154,8 +171,8 @@ class _Housekeeper(threading.Thread):
     def run(self) -> None:
         while not self.stop.wait(min(1.0, self.settings.snapshot_every, self.settings.reward_wait)):
             try:
-                if self.engine.trouble():
-                    log.critical("the disk has failed, stopping: %s", self.engine.trouble())
+                if self.engine.journal.poisoned:
+                    log.critical("the disk has failed, stopping: %s", self.engine.journal.poisoned)
                     self.give_up()
                     return
                 self.engine.tick()
@@ -196,8 +213,8 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
         server.serve(target_loader=lambda: application, wrap_loader=False)
         housekeeper.stop.set()
         housekeeper.join()
-        if trouble := engine.trouble():
-            raise DiskFailure(trouble)
+        if engine.journal.poisoned:
+            raise DiskFailure(engine.journal.poisoned)
 
 
 def check_address(settings: Settings) -> int:
@@ -235,12 +252,18 @@ def _announce(engine: Engine, settings: Settings, port: int, say: Callable[[str]
             break
         except OSError:
             time.sleep(0.02)
-    ads = len(engine.state.catalog.ads)
-    said = f"banditads answers at {url} (policy {settings.policy}, {ads} ads, data in {settings.data_dir})"
+    ads = engine.state.catalog.ads.values()
+    said = [
+        f"banditads answers at {url} (policy {settings.policy}, {len(ads)} ads, data in {settings.data_dir})"
+    ]
     event_id = f"try-{secrets.token_hex(4)}"
-    curls = (
-        f"curl '{url}/choose?event_id={event_id}&user_id=u1&device=mobile&daypart=evening'",
-        f"curl {url}/reward -H 'Content-Type: application/json' "
-        f'-d \'{{"event_id": "{event_id}", "reward": 1}}\'',
-    )
-    say("\n".join((said, *(f"  {curl}" for curl in curls))))
+    placements = min((ad.placements for ad in ads), key=len, default=())
+    placement = f"&placement={quote(placements[0], safe='')}" if placements else ""
+    said += [
+        f"  curl '{url}/choose?event_id={event_id}&user_id=u1&device=mobile&daypart=evening{placement}'",
+        f"  curl {url}/reward -H 'Content-Type: application/json' "
+        f'-d \'{{"event_id": "{event_id}", "reward": {settings.reward_max:g}}}\'',
+    ]
+    if not ads:
+        said[1:] = ["  There are no ads yet: see --catalog, and PUT /catalog/ads/{id}."]
+    say("\n".join(said))

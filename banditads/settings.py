@@ -67,17 +67,18 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     threads: Annotated[
         int,
         Meta(
-            description="Requests answered at the same time; more help only rewards that wait for the disk.",
+            description="Requests answered at the same time; one that waits for the disk, or for a client "
+            "who sends its body slowly, holds one. A proxy in front keeps slow clients away.",
             ge=1,
             le=512,
             extra={"unit": "threads"},
         ),
-    ] = 16
+    ] = 64
     catalog: Annotated[
         str,
         Meta(
-            description="JSON Lines file of ads to put into the catalog at start; "
-            "`demo` is the bundled one of 80 items."
+            description="JSON Lines file of ads that an empty catalog begins with; `demo` is the bundled one "
+            "of 80 items. Later changes are made over HTTP, and stay."
         ),
     ] = ""
     policy: Annotated[str, Meta(description="Policy that spreads probability over the ads and learns.")] = (
@@ -222,8 +223,9 @@ def page() -> str:
         "",
         "Each is a flag of `banditads serve` (`--reward-wait 10m`), an environment variable",
         '(`BANDITADS_REWARD_WAIT`) and a key of the TOML file given with `--config` (`reward_wait = "10m"`).',
-        "A flag beats the environment, which beats the file, which beats the default. Durations take a unit:",
-        "`250ms`, `30s`, `10m`, `24h`, `7d`. `policy_options` is `--option NAME=VALUE` on the command line.",
+        "A flag beats the environment, which beats the file, which beats the default. Durations are seconds,",
+        "or take a unit: `250ms`, `30s`, `10m`, `24h`, `7d`. `policy_options` is `--option NAME=VALUE` on",
+        "the command line.",
         "This page is made from the program.",
         "",
         "| name | type | default | unit | |",
@@ -260,11 +262,15 @@ def _convert(row: Row, value: Any, source: str, typed: bool) -> Any:
     try:
         if row.kind == "duration" and isinstance(value, str):
             value = duration(value)
+        if row.kind == "yes or no" and isinstance(value, str) and not typed:
+            value = {"yes": True, "on": True, "no": False, "off": False}.get(value.lower(), value)
         if row.kind == "options" and isinstance(value, str) and not typed:
             value = options(value.split())
         return msgspec.convert(value, hint, strict=typed)
     except (msgspec.ValidationError, ValueError) as error:
-        raise Misconfigured(f"setting {row.name} from {source} is impossible: {error}") from None
+        raise Misconfigured(
+            f"setting {row.name} from {source} cannot be {value!r}: it is of type {row.kind}; {error}"
+        ) from None
 
 
 def options(pairs: list[str] | tuple[str, ...]) -> dict[str, bool | int | float | str | list[str]]:

@@ -65,6 +65,12 @@ class Snapshots:
             else:
                 yield offset, saved
 
+    def clear(self) -> None:
+        """Delete all: what they know is no longer what the journal leads to."""
+        for path in self._paths():
+            path.unlink()
+        fsync_folder(self.folder)
+
     def offsets(self) -> list[int]:
         """Of all there are, good or not, newest first."""
         return [int(path.stem) for path in self._paths()]

@@ -10,7 +10,7 @@ import msgspec
 from . import events
 from .directory import read_config
 from .errors import Damaged, Misconfigured
-from .journal.file import first_offset, scan
+from .journal.file import first_offset, scan, torn_bytes
 from .snapshots import Snapshots
 from .state import State
 
@@ -22,6 +22,7 @@ class Verdict(msgspec.Struct, frozen=True):
     end: int  # offset of the next one
     snapshots: tuple[int, ...]  # offsets of those that were compared with the folded journal
     digest: str  # of the state in the end
+    torn_bytes: int  # of an unfinished record at the end, which the next start will cut off
 
 
 def verify(folder: Path, key: bytes, progress: Callable[[int], object] = lambda size: None) -> Verdict:
@@ -57,4 +58,4 @@ def verify(folder: Path, key: bytes, progress: Callable[[int], object] = lambda 
                 )
     if good and max(good) > state.applied:
         raise Damaged(f"the journal in {folder} ends at {state.applied}, before the snapshot at {max(good)}")
-    return Verdict(first, state.applied, tuple(compared), state.digest())
+    return Verdict(first, state.applied, tuple(compared), state.digest(), torn_bytes(folder))

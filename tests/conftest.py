@@ -80,6 +80,15 @@ def drive(engine, clock, n=200, seed=1):
             engine.tick()
 
 
+def banditads(*arguments, code=0):
+    """The command, run to its end."""
+    done = subprocess.run(
+        [sys.executable, "-m", "banditads", *map(str, arguments)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
 CATALOG = [{"id": f"ad-{n}", "features": {"kind": "abc"[n % 3], "price": n}} for n in range(6)]
 
 

@@ -343,6 +343,21 @@ def test_a_click_leads_on_though_it_is_too_late_or_the_disk_is_full(site, clock,
     assert site.engine.state.stats.total.rewards == 0
 
 
+def test_a_click_on_an_ad_that_leads_nowhere_counts(make_engine):
+    from banditads.events import Ad
+
+    site = Site(make_engine(ads=[Ad("x")]))
+    data = site("GET", "/choose?event_id=a%2Fb%23%25").data
+    assert data["click_url"] == "/click/a%2Fb%23%25"
+    assert site("GET", data["click_url"]).status == 204
+    assert site.engine.decision("a/b#%").reward == 1.0
+
+
+def test_an_uptime_checker_may_use_head(site):
+    assert [site("HEAD", path).status for path in ("/healthz", "/readyz")] == [200, 200]
+    assert site("HEAD", "/healthz").raw == b""
+
+
 def test_the_pixel_is_a_picture(site):
     site("GET", "/choose?event_id=e1")
     reply = site("GET", "/impression/e1")

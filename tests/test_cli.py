@@ -1,20 +1,11 @@
 """The command line, run as users run it."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from conftest import banditads
 
 from banditads import logs
-
-
-def banditads(*arguments, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "banditads", *map(str, arguments)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == code, done.stderr
-    return done
 
 
 @pytest.mark.parametrize("command", ["serve", "demo", "replay", "verify", "export"])
@@ -60,6 +51,11 @@ def test_verify_compares_the_snapshots_with_the_folded_journal(data):
 
     assert "is whole" in said
     assert "1 snapshots compared" in said
+    assert "never finished" not in said
+    journal = max(data.glob("*.journal"))
+    raw = journal.read_bytes()
+    journal.write_bytes(raw + raw[-10:])
+    assert "ends in 10 bytes of a record that was never finished" in banditads("verify", data).stdout
     (data.parent / "data.key").write_text("00" * 32 + "\n")
     assert "signed with another key" in banditads("verify", data, code=65).stderr
     banditads("verify", data.parent, code=78)

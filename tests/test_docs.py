@@ -1,5 +1,7 @@
 """What the documentation says is so."""
 
+import json
+import os
 import re
 from pathlib import Path
 
@@ -50,9 +52,30 @@ def test_the_routes_table_has_every_route():
 
 
 def test_the_policies_table_has_every_policy():
-    told = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/policies.md").read_text(), re.M)
+    page = (ROOT / "docs/policies.md").read_text().partition("## Options")[0]
+    told = re.findall(r"^\| `(\w+)` \|", page, re.M)
 
     assert sorted(told) == policies.names()
+
+
+def table_of_options():
+    """docs/policies.md from its second heading on."""
+    lines = []
+    for name in policies.names():
+        if options := policies.options(name):
+            lines += [f"### {name}", "", "| option | default | |", "|---|---|---|"]
+            lines += [f"| `{each.name}` | {json.dumps(each.default)} | {each.help} |" for each in options]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def test_the_tables_of_options_are_the_options():
+    page = (ROOT / "docs/policies.md").read_text()
+    if os.environ.get("WRITE_DOCS"):
+        page = page.partition("## Options\n\n")[0] + "## Options\n\n" + table_of_options()
+        (ROOT / "docs/policies.md").write_text(page)
+
+    assert page.partition("## Options\n\n")[2] == table_of_options(), "run this test with WRITE_DOCS=1"
 
 
 def test_nothing_is_pickled_and_nothing_evaluated():

@@ -127,10 +127,15 @@ def test_a_full_disk_refuses_rewards_keeps_choosing_and_recovers_live(make_engin
 
     assert isinstance(unwritten.event, Chosen)
     assert unwritten.offset is None
+    assert "no space" in engine.trouble()
     with pytest.raises(Unavailable):
         engine.reward("before", 1.0)
     assert engine.state.digest() == digest
+    with pytest.raises(Unavailable):
+        engine.tick()  # looks whether there is space again, though nobody asks
     disk.full = False
+    assert engine.tick()
+    assert engine.trouble() == ""
     assert engine.reward("before", 1.0).status == "applied"
     with pytest.raises(Unknown):
         engine.reward("during", 1.0)

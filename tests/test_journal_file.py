@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from banditads.errors import Damaged, DiskFailure, Misconfigured, TooLarge, Unavailable
 from banditads.journal import file
-from banditads.journal.file import HEAD, HEADER, Journal, scan
+from banditads.journal.file import HEAD, HEADER, Journal, first_offset, scan, torn_bytes
 
 PATIENCE = 10.0  # seconds until a test that waits for another thread gives up
 
@@ -94,11 +94,13 @@ def test_a_tail_torn_at_any_byte_is_cut_and_appending_goes_on(tmp_path):
         left = sum(end <= size for end in ends[1:])
 
         assert list(scan(folder)) == known(records[:left])
+        assert torn_bytes(folder) == size - ends[left]
         journal = Journal(str(folder))
         assert journal.cut_bytes == size - ends[left]
         assert journal.append(b"after") == left
         journal.close()
         assert read(folder) == list(scan(folder)) == known([*records[:left], b"after"])
+        assert torn_bytes(folder) == 0
 
 
 def test_a_tail_of_zeros_is_torn(tmp_path):
@@ -218,6 +220,17 @@ def test_nothing_is_cut_while_anything_intact_follows(tmp_path, destroyed):
     assert path.read_bytes() == broken
 
 
+@pytest.mark.parametrize("length", [0, 3, 5, 6, 9999, 2**32 - 1])
+def test_a_record_is_not_cut_for_its_length_alone(tmp_path, length):
+    [path] = write(tmp_path, [b"one", b"last"])
+    broken = bytearray(path.read_bytes())
+    place = len(broken) - HEAD.size - len(b"last")
+    broken[place : place + 4] = length.to_bytes(4, "little")
+    path.write_bytes(broken)
+    for open_it in (read, lambda folder: list(scan(folder))):
+        assert outcome(tmp_path, open_it) is None
+
+
 def test_a_tail_that_no_write_of_ours_begins_with_is_damage(tmp_path):
     [path] = write(tmp_path, [b"one"])
     whole = path.read_bytes()
@@ -225,6 +238,19 @@ def test_a_tail_that_no_write_of_ours_begins_with_is_damage(tmp_path):
         path.write_bytes(whole + tail + b"begun")
         assert outcome(tmp_path, read) is None
         assert outcome(tmp_path, lambda folder: list(scan(folder))) is None
+
+
+def test_a_flipped_bit_in_a_header_is_seen_at_start(tmp_path, no_fsync):
+    paths = write(tmp_path, [b"x"] * 3, segment_bytes=1)
+    for path in paths:
+        whole = path.read_bytes()
+        for bit in range(8 * HEADER.size):
+            broken = bytearray(whole)
+            broken[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(broken)
+            with pytest.raises(Damaged, match=f"{path} at byte 0 is damaged: its header"):
+                Journal(str(tmp_path))
+        path.write_bytes(whole)
 
 
 def test_a_damaged_record_is_named_by_file_and_byte(tmp_path):
@@ -281,7 +307,7 @@ def test_a_tail_torn_off_an_earlier_segment_is_damage(tmp_path):
     paths = write(tmp_path, [b"x" * 50] * 3, segment_bytes=1)
     paths[1].write_bytes(paths[1].read_bytes()[:-1])
     for open_it in (read, lambda folder: list(scan(folder))):
-        with pytest.raises(Damaged):
+        with pytest.raises(Damaged, match=f"{paths[1]} at byte {HEADER.size} is damaged"):
             open_it(tmp_path)
 
 
@@ -713,6 +739,24 @@ def test_everysec_returns_at_once_and_syncs_in_the_background(tmp_path, monkeypa
         assert journal._durable == 0
     assert synced.wait(PATIENCE)
     journal.close()
+
+
+def test_a_flush_waits_for_the_disk_whatever_sync_promises(tmp_path, monkeypatch):
+    journal = Journal(str(tmp_path), fsync="everysec")
+    journal.append(b"one")
+    journal.flush()
+    calls = Calls(monkeypatch, tmp_path)
+    journal.append(b"two")
+    journal.append(b"three")
+    journal.flush()
+    assert calls.take() == [("write", name(0)), ("write", name(0)), ("fdatasync", name(0))]
+    journal.flush()
+    assert calls.take() == []
+    journal.close()
+
+
+def test_a_folder_without_a_journal_has_nothing_in_it(tmp_path):
+    assert (list(scan(tmp_path)), first_offset(tmp_path), torn_bytes(tmp_path)) == ([], 0, 0)
 
 
 def test_everysec_makes_all_durable_at_close(tmp_path, monkeypatch):

@@ -88,6 +88,13 @@ def test_a_snapshot_under_another_offset_is_not_used(tmp_path):
     assert list(snapshots.load()) == []
 
 
+def test_a_snapshot_whose_head_was_changed_to_fit_another_offset_is_not_used(tmp_path):
+    snapshots = Snapshots(tmp_path, KEY)
+    whole = snapshots.save(2, b"state").read_bytes()
+    (tmp_path / f"{3:020d}.snapshot").write_bytes(whole.replace(b"\2" + b"\0" * 7, b"\3" + b"\0" * 7, 1))
+    assert list(snapshots.load()) == [(2, b"state")]
+
+
 def test_a_snapshot_that_the_disk_cannot_read_is_not_used(tmp_path, monkeypatch):
     snapshots = Snapshots(tmp_path, KEY)
     snapshots.save(1, b"older")
@@ -182,6 +189,22 @@ def test_a_snapshot_is_durable_and_read_back_before_it_has_its_name(tmp_path, mo
 
     assert calls[:4] == [("fsync", new), ("read_bytes", new), ("replace", new), ("fsync", "")]
     assert [call for call in calls[4:] if call[0] != "read_bytes"] == [("unlink", oldest), ("fsync", "")]
+
+
+def test_all_are_gone_for_good_before_anything_else_is_learned(tmp_path, monkeypatch):
+    snapshots = Snapshots(tmp_path, KEY)
+    snapshots.save(1, b"one")
+    snapshots.save(2, b"two").write_bytes(b"rubbish")
+    left, real = [], os.fsync
+
+    def fsync(number):
+        left.append((os.readlink(f"/proc/self/fd/{number}"), names(tmp_path)))
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    snapshots.clear()
+    assert left == [(str(tmp_path), [])]
+    assert (snapshots.offsets(), list(snapshots.load()), snapshots.older_offset()) == ([], [], 0)
 
 
 def test_a_power_cut_before_the_rename_leaves_only_what_is_deleted_at_start(tmp_path, monkeypatch):

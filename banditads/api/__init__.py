@@ -141,7 +141,7 @@ def _without_id(run):
 
 
 def _as_it_is(content, request, response):
-    """hug's output format: the handler has already set the reply."""
+    """JSON, or MessagePack if that is asked for."""
     return response.data
 
 

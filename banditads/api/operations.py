@@ -50,11 +50,13 @@ class SnapshotReply(msgspec.Struct):
 
 
 def mount(routes, engine) -> None:  # noqa: D103
+    @routes.add("HEAD", "/healthz")
     @routes.add("GET", "/healthz", reply=Health)
     def healthz(call):
         """The process is alive."""
         return Health("ok")
 
+    @routes.add("HEAD", "/readyz", statuses={503: "Not able to accept rewards."})
     @routes.add("GET", "/readyz", reply=Health, statuses={503: "Not able to accept rewards."})
     def readyz(call):
         """Recovered and able to write."""

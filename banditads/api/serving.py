@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -115,8 +116,8 @@ def mount(routes, engine) -> None:  # noqa: D103
                 event.propensities,
                 event.policy,
                 offset,
-                f"/click/{event.event_id}",
-                f"/impression/{event.event_id}",
+                f"/click/{quote(event.event_id, safe='')}",
+                f"/impression/{quote(event.event_id, safe='')}",
             )
         )
 

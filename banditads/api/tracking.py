@@ -7,6 +7,7 @@ import logging
 
 from .. import wire
 from ..errors import DiskFailure, Refused, Unknown
+from ..events import Unfilled
 from ..parsing import check_id
 
 log = logging.getLogger(__name__)
@@ -23,17 +24,21 @@ def mount(routes, engine) -> None:  # noqa: D103
     @routes.add(
         "GET",
         "/click/{id}",
-        statuses={302: "To the ad's landing URL.", 404: "No such event, or no landing URL."},
+        statuses={
+            204: "Taken down; the ad has no landing URL.",
+            302: "To the ad's landing URL.",
+            404: "No such event.",
+        },
         produces="text/plain",
     )
     def click(call):
         """The reward of a click, and the way on to the ad's own landing URL."""
         event = engine.decision(check_id(call.id, "id")).event
-        url = engine.shown(event).landing_url
-        if not url:
-            raise Unknown("this ad has no landing URL", "id")
+        if isinstance(event, Unfilled):
+            raise Unknown("nothing was shown under this event id", "id")
         try:
             engine.reward(event.event_id, engine.state.reward_max)
         except (Refused, DiskFailure) as error:  # the visitor goes on whatever we think of the click
             log.warning("a click was not learned from: %s", error)
-        return wire.Reply(b"", 302, {"Location": url}, "text/plain")
+        url = engine.shown(event).landing_url
+        return wire.Reply(b"", 302, {"Location": url}, "text/plain") if url else wire.Reply(status=204)

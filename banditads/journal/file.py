@@ -300,6 +300,17 @@ def scan(folder: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
     return _read(folder, segments, start, {}) if segments else iter(())
 
 
+def torn_bytes(folder: Path) -> int:
+    """Bytes of a record at the end that was never finished: a crash, or one that is being written now."""
+    segments = _segments(folder)
+    if not segments:
+        return 0
+    segment, end = segments[-1], HEADER.size
+    for _, payload, place in _records(segment, {}, segment.first, last=True):
+        end = place + HEAD.size + len(payload)
+    return max(0, segment.path.stat().st_size - end)
+
+
 def first_offset(folder: Path) -> int:
     """The offset of the oldest record in a folder; 0 if there is none."""
     segments = _segments(folder)
@@ -389,21 +400,16 @@ def _records(
                     marks[offset] = place
                 yield offset, payload, place
                 expected, place = offset + 1, place + HEAD.size + length
-            rest = _anew(file, place).read()
+            file.seek(place)
+            rest = file.read()
             if not rest or (last and _is_torn(rest, salt_crc, expected)):
                 return
-            if not _is_whole(rest, salt_crc, expected) and _anew(file, place).read(len(rest)) == rest:
+            file.seek(place)
+            if not _is_whole(rest, salt_crc, expected) and file.read(len(rest)) == rest:
                 raise _damaged(
                     segment.path, f"the record at offset {expected} is not what was written", place
                 )
-            _anew(file, place)  # it was being written while we read: once more
-
-
-def _anew(file: BinaryIO, place: int) -> BinaryIO:
-    """The file at this byte, and nothing of it in the buffer: to see what stands there now."""
-    file.seek(0, os.SEEK_END)
-    file.seek(place)
-    return file
+            file.seek(place)  # it was being written while we read: once more
 
 
 def _is_whole(rest: bytes | memoryview, salt_crc: int, expected: int) -> bool:

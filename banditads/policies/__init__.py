@@ -10,9 +10,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,25 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
+class Option(NamedTuple):
+    """An option of a policy."""
+
+    name: str
+    default: Any
+    help: str
+
+
+def options(name: str) -> list[Option]:
+    """The options of a policy, as its class documents them."""
+    made = importlib.import_module(f"{__name__}.{name}").Policy
+    section = (inspect.getdoc(made) or "").partition("Parameters\n----------\n")[2].partition("\n>>>")[0]
+    help: dict[str, str] = {}
+    for names, text in re.findall(r"^(\w[\w, ]*)\n((?:    .+\n?)+)", section, re.M):
+        help |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    parameters = inspect.signature(made).parameters.values()
+    return [Option(each.name, each.default, help[each.name]) for each in parameters]
+
+
 def libraries(name: str) -> dict[str, str]:
     """Versions of the libraries that compute what this policy learns: another one may give other bits."""
     module = importlib.import_module(f"{__name__}.{name}")
@@ -68,7 +88,7 @@ def make(name: str, **options: Any) -> Policy:
     if name not in names():
         raise Misconfigured(f"there is no policy {name!r}; there are: {', '.join(names())}")
     made = importlib.import_module(f"{__name__}.{name}").Policy
-    known = [p for p in inspect.signature(made).parameters if p != "self"]
+    known = list(inspect.signature(made).parameters)
     for option in options:
         if option not in known:
             raise Misconfigured(

@@ -22,7 +22,7 @@ from ..errors import Misconfigured
 from ..events import Ad, Features, Saved
 from . import Floats
 
-LIBRARIES = ("river", "numpy")
+LIBRARIES = ("river", "numpy", "scipy")
 EXAMPLES: tuple[dict[str, Any], ...] = (
     {"alpha": 0.5, "beta": 20.0},
     {"max_arms": 50},
