@@ -24,6 +24,7 @@ EXIT: Mapping[type[Exception], int] = {
     errors.Damaged: 65,
     errors.InUse: 73,
     errors.DiskFailure: 74,
+    errors.Unavailable: 74,
     errors.Misconfigured: 78,
 }
 
@@ -32,9 +33,9 @@ def main() -> None:
     """The command, with the exit codes of the table."""
     try:
         command()
-    except errors.Fatal as error:
+    except (errors.Fatal, errors.Refused) as error:
         click.echo(f"banditads: {error}", err=True)
-        _leave(EXIT[type(error)])
+        _leave(EXIT.get(type(error), EXIT[errors.Misconfigured]))
 
 
 def _leave(code: int) -> NoReturn:

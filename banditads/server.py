@@ -124,7 +124,10 @@ def opened(settings: Settings) -> Iterator[Engine]:
                 log.info("there are ads in the catalog already: %s is not read again", settings.catalog)
             yield engine
             if not journal.poisoned:
-                engine.snapshot()
+                try:
+                    engine.snapshot()
+                except Unavailable as error:  # the next start folds more of the journal, no more than that
+                    log.error("no snapshot at the end: %s", error)
         finally:
             with suppress(DiskFailure):  # already reported by whoever met it first
                 journal.close()

@@ -641,6 +641,7 @@ def test_dropped_segments_go_one_by_one_oldest_first(tmp_path, monkeypatch):
     calls = Calls(monkeypatch, tmp_path)
     journal.drop_before(2)
     assert calls.take() == [("unlink", name(0)), ("fsync", ""), ("unlink", name(1)), ("fsync", "")]
+    assert first_offset(tmp_path) == journal.start == 2
     with pytest.raises(Damaged, match="from 1 to 1 are no longer there"):
         next(journal.read(1))
     assert list(journal.read(2)) == [(2, b"x"), (3, b"x")]
@@ -806,12 +807,12 @@ def test_a_reader_in_another_process_only_ever_sees_a_prefix(tmp_path):
 class Behind:
     """A file as a reader sees it to which somebody appends just when its end was seen."""
 
-    def __init__(self, real, grow):
-        self.real, self.grow, self.seek, self.tell = real, grow, real.seek, real.tell
+    def __init__(self, real, grow, when=lambda got, size: got < size):
+        self.real, self.grow, self.when, self.seek = real, grow, when, real.seek
 
     def read(self, size=-1):
         got = self.real.read(size)
-        if len(got) < size:
+        if self.when(len(got), size):
             self.grow()
         return got
 
@@ -853,6 +854,24 @@ def test_a_record_that_was_taken_back_and_written_anew_under_a_reader_is_no_dama
 
     monkeypatch.setattr(Path, "open", lambda self, *how: Behind(real(self, *how), rewrite))
     assert list(scan(tmp_path / "data")) == known(records)
+
+
+def test_what_looks_damaged_while_it_changes_is_looked_at_again(tmp_path, monkeypatch):
+    """One read of the reader had the beginning of a write that failed and the end of the next one."""
+    [path] = write(tmp_path / "data", [b"one", b"two"])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"!")
+    real = Path.open
+
+    def finish():
+        with real(path, "r+b") as out:
+            out.write(whole)
+
+    def whole_rest(got, size):
+        return size == -1
+
+    monkeypatch.setattr(Path, "open", lambda self, *how: Behind(real(self, *how), finish, whole_rest))
+    assert list(scan(tmp_path / "data")) == known([b"one", b"two"])
 
 
 def test_a_segment_that_a_listing_missed_is_read(tmp_path, monkeypatch):

@@ -103,14 +103,15 @@ def test_after_a_power_cut_at_any_call_all_that_was_acknowledged_is_there(disk, 
     def check(copy):
         with DataDirectory(copy) as directory:
             assert read_config(directory.path) == acknowledged["config"] or not acknowledged["config"]
-            newest = next(Snapshots(copy, KEY).load(), (0, b""))
+            snapshots = [offset for offset, _ in Snapshots(copy, KEY).load()]
             journal = Journal(str(copy), segment_bytes=150)
             there = list(journal.read(journal.start))
             assert there == list(enumerate(records))[journal.start : journal.end]
-            assert journal.start <= newest[0] <= journal.end  # so a snapshot leads on, or the beginning does
+            assert all(journal.start <= offset <= journal.end for offset in snapshots or [0])  # each leads on
             assert journal.end >= acknowledged["records"]
             assert journal.append(b"goes on") == len(there) + journal.start
             journal.close()
+            assert list(scan(copy, journal.start)) == [*there, (journal.end - 1, b"goes on")]
         shutil.rmtree(copy)
 
     with disk.watched(check), DataDirectory(disk.folder) as directory:

@@ -13,7 +13,9 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
+import pytest
 import requests
 from conftest import CATALOG, banditads
 
@@ -290,3 +292,53 @@ def test_a_sigterm_that_meets_another_thread_ends_the_server_all_the_same(start)
 
     status, errors = server.end(0)  # says nothing more
     assert status == 0, errors
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system with room for a quarter of a megabyte."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"needs root and tmpfs to have a small disk: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_on_a_full_disk_nothing_acknowledged_is_lost_and_it_goes_on_when_there_is_space(start, small_disk):
+    ballast = small_disk / "ballast"
+    server = start(
+        "--policy", "uniform", "--key-file", str(small_disk.parent / "key"), folder=small_disk / "data"
+    )
+    waiting = [f"e{number}" for number in range(200)]
+    for event_id in waiting:
+        server("GET", f"/choose?event_id={event_id}")
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(b"x" * 512):
+            pass
+    acknowledged = []
+    for event_id in waiting:
+        said = server("POST", "/reward", {"event_id": event_id, "reward": 1})
+        if said.status_code == 503:
+            break
+        acknowledged.append(event_id)
+    assert "retry-after" in said.headers
+    unwritten = server("POST", "/choose", {"context": {"filler": "x" * 500}})
+    assert (unwritten.status_code, unwritten.json()["offset"]) == (200, None)  # it goes on choosing
+    assert server("GET", "/readyz").status_code == 503
+
+    ballast.unlink()
+    deadline = time.monotonic() + 20
+    while server("GET", "/readyz").status_code == 503:  # it looks by itself
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    again = server("POST", "/reward", {"event_id": event_id, "reward": 1})
+    assert again.json()["status"] == "applied"
+    assert server.data("/stats")["reward_sum"] == len(acknowledged) + 1
+    status, errors = server.end()
+    assert status == 0
+    assert errors.count("ERROR") < 10  # the log may be on the same disk
+    banditads("verify", small_disk / "data", "--key-file", small_disk.parent / "key")
