@@ -47,6 +47,8 @@ def spread(state: State, *, at: float, request: Request, floor: float) -> Slate:
     )
     context = request.context
     if request.placement:
+        if "placement" in context:
+            raise Invalid("given in the context too", "placement")
         context = dict(sorted({**context, "placement": request.placement}.items()))
     if not ads:
         return Slate((), np.zeros(0), context, filtered)

@@ -16,8 +16,9 @@ from . import events, replay
 from .choosing import Request, Slate, choose, spread
 from .errors import Conflict, Damaged, DiskFailure, Expired, Invalid, Unavailable, Unknown
 from .events import Ad, Chosen, Unfilled
-from .joiner import Status
+from .joiner import Done, Status
 from .journal import Journal
+from .parsing import MAX_ADS
 from .snapshots import Snapshots
 from .state import State
 
@@ -181,6 +182,8 @@ class Engine:
     def put_ads(self, ads: Sequence[Ad]) -> int:
         """Add ads to the catalog or replace them; all or nothing. Returns when that is durable."""
         with self.lock:
+            if len(self.state.catalog.ads.keys() | {ad.id for ad in ads}) > MAX_ADS:
+                raise Invalid(f"the catalog may hold at most {MAX_ADS} ads", "id")
             offset = self._record(events.AdsPut(self.clock(), tuple(ads)))
         self.journal.sync(offset)
         return offset
@@ -222,20 +225,30 @@ class Engine:
         """What was decided under this id, and what became of it."""
         with self.lock:
             done = self.state.joiner.done.get(event_id)
-            event = self._again(event_id).event
-        return Decision(event, done.status if done else Status.PENDING, done.reward if done else None)
+            if done is None:
+                return Decision(self._again(event_id).event, Status.PENDING, None)
+        return Decision(
+            self._read_back(done).event, done.status, done.reward
+        )  # from the disk: not in the lock
 
     def _again(self, event_id: str) -> Answer:
         """A decision made before: from memory while it is open, then from the journal."""
         if waiting := self.state.joiner.open.get(event_id):
             return Answer(waiting.choice, waiting.offset)
         if done := self.state.joiner.done.get(event_id):
-            if done.offset < self.journal.start:
-                raise Expired("this decision is no longer in the journal", "event_id")
-            event = events.decode(next(self.journal.read(done.offset))[1])
-            assert isinstance(event, Chosen | Unfilled)
-            return Answer(event, done.offset)
+            return self._read_back(done)
         raise self._unknown(event_id)
+
+    def _read_back(self, done: Done) -> Answer:
+        """A decision as it stands in the journal."""
+        try:
+            event = events.decode(next(self.journal.read(done.offset))[1])
+        except Damaged:
+            if done.offset < self.journal.start:  # its segment was dropped, perhaps just now
+                raise Expired("this decision is no longer in the journal", "event_id") from None
+            raise
+        assert isinstance(event, Chosen | Unfilled)
+        return Answer(event, done.offset)
 
     def _unknown(self, event_id: str) -> Unknown | Expired:
         """The refusal for an id that is not remembered: ours and old, or never ours."""

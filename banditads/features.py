@@ -58,7 +58,9 @@ def _flat(raw: Mapping[str, Any], field: str, prefix: str, depth: int) -> Iterat
     if depth == 0:
         raise Invalid(f"nested deeper than {MAX_DEPTH} levels", field)
     for key, value in raw.items():
-        name = prefix + _text(key, "a feature name", field, MAX_NAME)
+        name = _text(
+            prefix + _text(key, "a feature name", field, MAX_NAME), "a feature name", field, MAX_NAME
+        )
         where = f"{field}.{name}"
         match value:
             case None:
@@ -75,7 +77,8 @@ def _flat(raw: Mapping[str, Any], field: str, prefix: str, depth: int) -> Iterat
                 for item in value:
                     if not isinstance(item, str):
                         raise Invalid("a list may hold strings only", where)
-                    yield f"{name}.{_text(item, 'an item', where, MAX_NAME)}", 1.0
+                    tag = f"{name}.{_text(item, 'an item', where, MAX_NAME)}"
+                    yield _text(tag, "an item with its name", where, MAX_NAME), 1.0
             case _:
                 raise Invalid("not a string, number, boolean, list of strings or object", where)
 

@@ -84,15 +84,15 @@ class Joiner:
         match event:
             case Chosen(event_id=event_id) if not self.knows(event_id):  # the first choice under an id stands
                 self.open[event_id] = Open(offset, self.now + self.wait, event, ads)
-                if event.request_id:
-                    self.requests[event.request_id] = event_id
+                self._request(event.request_id, event_id)
                 if len(self.open) > self.max_open and (oldest := self.oldest()):
                     self._close(oldest, Status.EXPIRED, self.default, silent=True)
                     self.given_up += 1
             case Impressed(event_id=event_id) if waiting := self.open.get(event_id):
                 waiting.seen = True
             case Unfilled(event_id=event_id) if not self.knows(event_id):
-                self._remember(event_id, Done(offset, Status.UNFILLED))
+                self._request(event.request_id, event_id)
+                self._remember(event_id, Done(offset, Status.UNFILLED, request_id=event.request_id))
             case Rewarded(event_id=event_id, value=value):
                 if waiting := self.open.get(event_id):
                     yield self._close(waiting, Status.REWARDED, value, reward=value, reward_offset=offset)
@@ -123,8 +123,15 @@ class Joiner:
     def _remember(self, event_id: str, done: Done) -> None:
         self.done[event_id] = done
         while len(self.done) > self.max_done:
-            forgotten = self.done.pop(next(iter(self.done)))
-            self.requests.pop(forgotten.request_id, None)
+            event_id = next(iter(self.done))
+            forgotten = self.done.pop(event_id)
+            if self.requests.get(forgotten.request_id) == event_id:
+                del self.requests[forgotten.request_id]
+
+    def _request(self, request_id: str, event_id: str) -> None:
+        """The first decision under a request id stands, for as long as it is remembered."""
+        if request_id:
+            self.requests.setdefault(request_id, event_id)
 
     def dump(self) -> Saved:
         """Each ad once, each slate once, then the choices that refer to them."""
@@ -134,11 +141,11 @@ class Joiner:
             if id(each.ads) not in numbers:
                 numbers[id(each.ads)] = slates.of([ads.of(ad) for ad in each.ads])
             waiting.append([each.offset, each.deadline, numbers[id(each.ads)], each.choice, each.seen])
-        return [self.now, self.given_up, ads.items, slates.items, waiting, self.done]
+        return [self.now, self.given_up, ads.items, slates.items, waiting, self.done, self.requests]
 
     def load(self, saved: Saved) -> None:
         """The inverse of `dump`."""
-        self.now, self.given_up, raw_ads, raw_slates, waiting, done = saved
+        self.now, self.given_up, raw_ads, raw_slates, waiting, done, self.requests = saved
         ads = [Ad.load(raw) for raw in raw_ads]
         slates = [tuple(ads[number] for number in numbers) for numbers in raw_slates]
         choices = [
@@ -147,8 +154,6 @@ class Joiner:
         ]
         self.open = {each.choice.event_id: each for each in choices}
         self.done = msgspec.convert(done, dict[str, Done])
-        self.requests = {each.request_id: event_id for event_id, each in self.done.items() if each.request_id}
-        self.requests |= {c.choice.request_id: c.choice.event_id for c in choices if c.choice.request_id}
 
 
 class _Numbers:

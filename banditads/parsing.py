@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from math import isfinite
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ MAX_ID = 128  # characters
 MAX_ADS = 100_000  # at once, and in a catalog
 MAX_CREATIVE = 16 * 2**10  # bytes
 MAX_URL = 2048  # characters
+MAX_DEPTH = 16  # levels of a creative
 
 
 class AdBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -67,10 +69,14 @@ def check_ad(body: AdBody, field: str) -> Ad:
     check_id(body.id, f"{field}.id")
     if body.landing_url:
         _check_url(body.landing_url, f"{field}.landing_url")
+    _check_creative(body.creative, f"{field}.creative", MAX_DEPTH)
     if len(msgspec.json.encode(body.creative)) > MAX_CREATIVE:
         raise Invalid(f"may have at most {MAX_CREATIVE} bytes", f"{field}.creative")
     if len(body.placements) > 100:
         raise Invalid("may name at most 100 placements", f"{field}.placements")
+    for name, moment in (("starts", body.starts), ("ends", body.ends)):
+        if moment is not None and not isfinite(moment):
+            raise Invalid("must be seconds since the epoch", f"{field}.{name}")
     if body.starts is not None and body.ends is not None and body.starts >= body.ends:
         raise Invalid("must be after starts", f"{field}.ends")
     return Ad(
@@ -103,6 +109,27 @@ def check_ads(raw: bytes, lines: bool) -> list[Ad]:
     if not 1 <= len(ads) <= MAX_ADS:
         raise Invalid(f"give between 1 and {MAX_ADS} ads", "body")
     return ads
+
+
+def _check_creative(value: Any, field: str, depth: int) -> None:
+    """What is journaled must be readable for ever, whatever it came in as: plain JSON, not too deep."""
+    if depth < 0:
+        raise Invalid(f"nested deeper than {MAX_DEPTH} levels", field)
+    match value:
+        case None | bool() | str():
+            pass
+        case int() if abs(value) < 2**63:
+            pass
+        case float() if isfinite(value):
+            pass
+        case list():
+            for each in value:
+                _check_creative(each, field, depth - 1)
+        case dict() if all(isinstance(key, str) for key in value):
+            for each in value.values():
+                _check_creative(each, field, depth - 1)
+        case _:
+            raise Invalid("may hold JSON only, numbers of at most 64 bits", field)
 
 
 def _check_url(url: str, field: str) -> None:

@@ -172,7 +172,8 @@ class _Housekeeper(threading.Thread):
         return total.rewards + total.expired
 
     def run(self) -> None:
-        while not self.stop.wait(min(1.0, self.settings.snapshot_every, self.settings.reward_wait)):
+        pause = max(0.05, min(1.0, self.settings.snapshot_every, self.settings.reward_wait))  # seconds
+        while not self.stop.wait(pause):
             try:
                 if self.engine.journal.poisoned:
                     log.critical("the disk has failed, stopping: %s", self.engine.journal.poisoned)
@@ -189,8 +190,11 @@ class _Housekeeper(threading.Thread):
         late = time.monotonic() - self.saved >= self.settings.snapshot_every
         many = self._settled() - self.settled >= self.settings.snapshot_rewards
         if (late or many) and self.engine.snapshot_offset < self.engine.state.applied:
+            self.saved, self.settled = (
+                time.monotonic(),
+                self._settled(),
+            )  # one that fails is not tried at once
             self.engine.snapshot()
-            self.saved, self.settled = time.monotonic(), self._settled()
 
 
 def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
@@ -199,7 +203,7 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
     with opened(settings) as engine:
         server = _OneProcess(
             "banditads",
-            address=settings.host,
+            address="127.0.0.1" if settings.host == "localhost" else settings.host,
             port=port,
             interface=Interfaces.WSGI,
             http=HTTPModes.http1,
@@ -247,15 +251,16 @@ def check_address(settings: Settings) -> int:
 def _announce(engine: Engine, settings: Settings, port: int, say: Callable[[str], None]) -> None:
     """Say where the server is, once it answers."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "localhost": "127.0.0.1"}.get(host, host)
     url = f"http://{host}:{port}"
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy would not find us
     while True:
         try:
-            urllib.request.urlopen(f"{url}/healthz", timeout=5).read()
+            direct.open(f"{url}/healthz", timeout=5).read()
             break
         except OSError:
             time.sleep(0.02)
-    ads = engine.state.catalog.ads.values()
+    ads = list(engine.state.catalog.ads.values())
     said = [
         f"banditads answers at {url} (policy {settings.policy}, {len(ads)} ads, data in {settings.data_dir})"
     ]
@@ -265,7 +270,7 @@ def _announce(engine: Engine, settings: Settings, port: int, say: Callable[[str]
     said += [
         f"  curl '{url}/choose?event_id={event_id}&user_id=u1&device=mobile&daypart=evening{placement}'",
         f"  curl {url}/reward -H 'Content-Type: application/json' "
-        f'-d \'{{"event_id": "{event_id}", "reward": {settings.reward_max:g}}}\'',
+        f'-d \'{{"event_id": "{event_id}", "reward": {settings.reward_max!r}}}\'',
     ]
     if not ads:
         said[1:] = ["  There are no ads yet: see --catalog, and PUT /catalog/ads/{id}."]

@@ -284,8 +284,12 @@ def options(pairs: list[str] | tuple[str, ...]) -> dict[str, bool | int | float 
         name, equals, text = pair.partition("=")
         if not equals or not name:
             raise ValueError(f"{pair!r} is not name=value")
+        if name in found:
+            raise ValueError(f"{name} is given twice")
         try:
-            found[name] = tomllib.loads(f"value = {text}")["value"]
+            found[name] = tomllib.loads(f"value = {text}" if text.isprintable() else "")["value"]
+        except KeyError:
+            found[name] = text
         except tomllib.TOMLDecodeError:
             found[name] = text
     return found
@@ -295,6 +299,8 @@ def _check(settings: Settings) -> None:
     """What no single setting can know."""
     if not settings.reward_min < settings.reward_max:
         raise Misconfigured("setting reward_min must be below reward_max")
+    if len(settings.salt.encode()) > 64:
+        raise Misconfigured("setting salt may have at most 64 bytes")
     if not settings.reward_min <= settings.default_reward <= settings.reward_max:
         raise Misconfigured("setting default_reward must lie between reward_min and reward_max")
 

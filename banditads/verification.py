@@ -26,6 +26,17 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def verify(folder: Path, key: bytes, progress: Callable[[int], object] = lambda size: None) -> Verdict:
+    """Check everything, as often as the server, which may be running, moves it under our hands."""
+    while True:
+        seen = first_offset(folder), Snapshots(folder, key).offsets()
+        try:
+            return _verify(folder, key, progress)
+        except Damaged:
+            if seen == (first_offset(folder), Snapshots(folder, key).offsets()):
+                raise
+
+
+def _verify(folder: Path, key: bytes, progress: Callable[[int], object]) -> Verdict:
     """Check every checksum, fold the journal, and compare with each snapshot on the way.
 
     `progress` is told the bytes of each record. Raises `Damaged`, naming the file, at the first difference.
@@ -34,8 +45,8 @@ def verify(folder: Path, key: bytes, progress: Callable[[int], object] = lambda 
     if config is None:
         raise Misconfigured(f"{folder} is not a data directory: it has no CONFIG")
     snapshots = Snapshots(folder, key)
-    good = dict(snapshots.load())
-    if bad := [offset for offset in snapshots.offsets() if offset not in good]:
+    offsets, good = snapshots.offsets(), dict(snapshots.load())
+    if bad := [offset for offset in offsets if offset not in good]:
         raise Damaged(
             f"the snapshot {folder}/{bad[0]:020d}.snapshot is damaged, or signed with another key; the "
             "server would not use it. Removing it loses nothing while the journal is whole"

@@ -202,6 +202,13 @@ REFUSED = [
     ("PUT", "/catalog/ads/x", {"features": {"": 1}}, 400, "ad.features"),
     ("PUT", "/catalog/ads/x", {"creative": {"html": "x" * 20_000}}, 400, "ad.creative"),
     ("PUT", "/catalog/ads/x", {"starts": 2, "ends": 1}, 400, "ad.ends"),
+    ("PUT", "/catalog/ads/x", {"creative": {"x": 2**64}}, 400, "ad.creative"),
+    ("PUT", "/catalog/ads/x", b'{"creative": {"x":' + b"[" * 17 + b"]" * 17 + b"}}", 400, "ad.creative"),
+    ("PUT", "/catalog/ads/x", b'{"creative": {"x":' + b"[" * 200 + b"]" * 200 + b"}}", 400, "ad.creative"),
+    ("GET", "/catalog/ads/%FF", None, 400, "id"),
+    ("POST", "/choose", {"placement": "a", "context": {"placement": "b"}}, 400, "placement"),
+    ("POST", "/choose", {"context": {"x" * 100: {"y" * 100: 1}}}, 400, "context"),
+    ("POST", "/choose", {"context": {"x" * 100: ["y" * 100]}}, 400, "context." + "x" * 100),
     ("PUT", "/catalog/ads/x", {"house": "yes"}, 400, "house"),
     ("PUT", "/catalog/ads/x%0Ay", {}, 400, "ad.id"),
     ("POST", "/catalog/ads", [{"id": "x"}, {"id": ""}], 400, "[1].id"),
@@ -284,6 +291,26 @@ def test_messagepack_in_and_out(site):
     assert site("POST", "/reward", nan, CONTENT_TYPE="application/msgpack").status == 400
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"starts": float("nan")},
+        {"ends": float("inf")},
+        {"creative": {"x": float("nan")}},
+        {"creative": {"x": msgspec.msgpack.Ext(1, b"x")}},
+        {"creative": {"x": {1: 2}}},
+        {"creative": {"x": b"bytes"}},
+    ],
+    ids=str,
+)
+def test_messagepack_brings_in_nothing_that_json_could_not(site, odd):
+    raw = msgspec.msgpack.encode(odd)
+    reply = site("PUT", "/catalog/ads/x", raw, CONTENT_TYPE="application/msgpack")
+
+    assert reply.status == 400
+    assert reply.data["error"]["field"].startswith("ad.")
+
+
 def test_ads_are_put_listed_read_and_deleted(site):
     ad = {
         "features": {"colour": "red", "price": 3},
@@ -331,6 +358,15 @@ def test_a_click_rewards_once_and_leads_to_the_stored_page_only(site):
         assert (reply.status, reply.headers["location"]) == (302, ad["landing_url"])
     assert site.engine.state.stats.total.reward_sum == 1.0
     assert site("GET", "/click/e1?url=https://evil.test").status == 400
+
+
+def test_a_click_leads_to_the_page_of_choice_time(site):
+    ads = [site("GET", f"/choose?event_id=e{number}").data["ad"] for number in range(2)]
+    for ad in ads:
+        site("PUT", f"/catalog/ads/{ad['id']}", {"landing_url": "https://elsewhere.test/"})
+    assert site("GET", "/click/e0").headers["location"] == ads[0]["landing_url"]
+    site("DELETE", f"/catalog/ads/{ads[1]['id']}")
+    assert site("GET", "/click/e1").headers["location"] == ads[1]["landing_url"]
 
 
 def test_a_click_leads_on_though_it_is_too_late_or_the_disk_is_full(site, clock, monkeypatch):

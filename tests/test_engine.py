@@ -50,6 +50,29 @@ def test_a_request_id_makes_a_retry_one_event(make_engine):
     assert engine.state.stats.total.choices == 1
 
 
+def test_a_retry_of_a_request_that_got_nothing_gets_nothing_again(make_engine):
+    engine = make_engine(ads=[Ad("a", placements=("home",))])
+    first = engine.choose(Request(request_id="r1"))
+    engine.put_ads([Ad("b")])
+
+    assert isinstance(first.event, Unfilled)
+    assert engine.choose(Request(request_id="r1")) == first
+    assert engine.state.stats.unfilled == 1
+
+
+def test_a_request_id_that_came_twice_means_the_same_before_and_after_a_restart(make_engine):
+    engine = make_engine(max_done=1)
+    for event_id in ("e1", "e2"):
+        engine.choose(Request(request_id="r1"), event_id)
+    copy = State("uniform", max_done=1)
+    for event_id in ("e2", "e1", None):
+        copy.load(engine.state.dump())
+        assert copy.joiner.requests == engine.state.joiner.requests
+        assert copy.dump() == engine.state.dump()
+        if event_id:
+            engine.reward(event_id, 1.0)
+
+
 def test_nothing_eligible_is_recorded_with_its_reasons(make_engine, clock):
     engine = make_engine(ads=[Ad("old", ends=1.0), Ad("other", placements=("news",)), Ad("no")])
     event = engine.choose(Request(placement="home", exclude=frozenset(["no"]))).event

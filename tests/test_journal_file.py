@@ -471,7 +471,7 @@ def test_all_who_wait_for_a_failing_fdatasync_are_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fdatasync", fails)
     offsets = [journal.append(b"%d" % n) for n in range(8)]
-    threads = [threading.Thread(target=sync, args=(offset,)) for offset in offsets]
+    threads = [threading.Thread(target=sync, args=(offset,), daemon=True) for offset in offsets]
     for thread in threads:
         thread.start()
     assert begun.wait(PATIENCE)
@@ -668,7 +668,7 @@ def test_sync_returns_after_an_fdatasync_that_began_after_the_write(tmp_path, mo
         journal.sync(offset)
         done[offset].set()
 
-    threads = [threading.Thread(target=sync, args=(offset,)) for offset in range(2)]
+    threads = [threading.Thread(target=sync, args=(offset,), daemon=True) for offset in range(2)]
     journal.append(b"first")
     threads[0].start()
     assert begun[0].wait(PATIENCE)
@@ -711,7 +711,7 @@ def test_many_threads_share_an_fdatasync_and_each_waits_for_its_own(tmp_path, mo
             waits.append((appended, next(clock), path))
 
     monkeypatch.setattr(os, "fdatasync", timed)
-    threads = [threading.Thread(target=work) for _ in range(n_threads)]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(n_threads)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -791,7 +791,7 @@ def test_a_reader_in_another_process_only_ever_sees_a_prefix(tmp_path):
         except Damaged as damaged:
             wrong.append(str(damaged))
 
-    readers = [threading.Thread(target=follow) for _ in range(3)]
+    readers = [threading.Thread(target=follow, daemon=True) for _ in range(3)]
     for reader in readers:
         reader.start()
     for record in records:

@@ -169,6 +169,7 @@ def test_what_cannot_be_is_refused_by_name_with_exit_78(start, tmp_path):
         (["--fsync", "never"], "fsync"),
         (["--policy", "nope"], "nope"),
         (["--option", "speed=9"], "speed"),
+        (["--option", "learning_rate=true"], "learning_rate"),
         (["--host", "0.0.0.0"], "allow_remote"),
         (["--host", "example"], "host"),
         (["--port", port], "port"),
@@ -216,6 +217,16 @@ def test_ads_that_were_changed_over_http_stay_so_after_a_restart(start):
 
     assert again("GET", "/catalog/ads/ad-1").status_code == 404
     assert again.data("/catalog/ads/ad-2")["features"] == {"kind": "new"}
+
+
+def test_a_server_behind_a_proxy_for_the_outside_world_still_finds_itself(start, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    server = start("--host", "localhost", "--option", "learning_rate=1")
+    server.session.trust_env = False
+    assert server("GET", "/healthz").status_code == 200
+    server.end()
+    assert start("--option", "learning_rate=1.0").said
 
 
 def test_a_server_without_ads_or_with_placed_ones_says_what_to_do(start, tmp_path):

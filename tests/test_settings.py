@@ -48,6 +48,8 @@ def test_every_setting_can_be_given_everywhere_and_has_help(row, tmp_path):
         ({"BANDITADS_REWARD_MIN": "1"}, "reward_min"),
         ({"BANDITADS_DEFAULT_REWARD": "2"}, "default_reward"),
         ({"BANDITADS_POLICY_OPTIONS": "epsilon"}, "policy_options"),
+        ({"BANDITADS_POLICY_OPTIONS": "a=1 a=2"}, "policy_options"),
+        ({"BANDITADS_SALT": "é" * 40}, "salt"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(given, named):
@@ -69,3 +71,7 @@ def test_a_wrong_file_is_refused(tmp_path, text):
 
 def test_somebody_elses_environment_is_not_ours():
     assert load("", {"PATH": "/bin", "BANDIT": "1"}) == load()
+
+
+def test_an_option_is_one_value_whatever_is_in_it():
+    assert settings.options(["a=1\nb=2"]) == {"a": "1\nb=2"}

@@ -114,7 +114,7 @@ class Routes:
                 media = wire.media_type(request, route.media)
                 raw = wire.body(request, route.limit)
                 body = raw if route.body is bytes else parsing.decode(raw, route.body, media)
-            answer = handler(Call(unquote(id), query, body, media))
+            answer = handler(Call(_id(id), query, body, media))
         except Exception as error:  # the edge: everything becomes a reply
             answer = wire.refusal(error)
             if answer.status >= 500:
@@ -130,6 +130,13 @@ class Routes:
             response.data, response.content_type = answer.data, answer.content_type
         elif answer.data is not None:
             response.data, response.content_type = wire.encode(answer.data, request.accept)
+
+
+def _id(quoted: str) -> str:
+    try:
+        return unquote(quoted, errors="strict")
+    except UnicodeDecodeError:
+        raise errors.Invalid("not UTF-8", "id") from None
 
 
 def _without_id(run):

@@ -10,6 +10,8 @@ from .. import __version__, parsing, wire
 
 REF = "#/components/schemas/{name}"
 EVERY = {400: "Malformed or out of range; nothing changed.", 500: "Our fault; logged."}
+WRITES = {413: "Too large to be taken down.", 503: "The disk refused; safe to send again."}
+FORGOTTEN = {410: "Known, and too old."}
 
 
 def mount(routes, engine) -> None:  # noqa: D103
@@ -50,7 +52,12 @@ def _operation(route, schema) -> dict[str, Any]:
         good["content"] = {parsing.JSON: content, parsing.MSGPACK: content}
     elif route.produces != parsing.JSON:
         good["content"] = {route.produces.partition(";")[0]: {"schema": {"type": "string"}}}
-    statuses = {**EVERY, **route.statuses}
+    statuses = dict(EVERY)
+    if route.method in ("POST", "PUT", "DELETE") or route.path.startswith("/impression"):
+        statuses |= WRITES
+    if route.path.startswith(("/choose", "/click", "/impression")):
+        statuses |= FORGOTTEN
+    statuses |= route.statuses
     if route.body is not None:
         statuses |= {413: "The body is too large.", 415: "Not a content type that is spoken here."}
     replies = {} if 302 in statuses else {"200": good}

@@ -36,9 +36,9 @@ def mount(routes, engine) -> None:  # noqa: D103
         event = engine.decision(check_id(call.id, "id")).event
         if isinstance(event, Unfilled):
             raise Unknown("nothing was shown under this event id", "id")
+        url = engine.shown(event).landing_url  # before the reward settles it: as it was when it was shown
         try:
             engine.reward(event.event_id, engine.state.reward_max)
         except (Refused, DiskFailure) as error:  # the visitor goes on whatever we think of the click
             log.warning("a click was not learned from: %s", error)
-        url = engine.shown(event).landing_url
         return wire.Reply(b"", 302, {"Location": url}, "text/plain") if url else wire.Reply(status=204)

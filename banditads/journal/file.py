@@ -165,14 +165,15 @@ class Journal:
     def drop_before(self, offset: int) -> None:
         """Delete segments that hold nothing from `offset` on; never the one that is written to."""
         while len(self._segments) > 1 and self._segments[1].first <= offset:
+            oldest = self._segments.pop(0)  # first: who reads from here on knows that it is gone
             try:
-                self._segments[0].path.unlink(missing_ok=True)
+                oldest.path.unlink(missing_ok=True)
                 fsync_folder(self.folder)  # one by one: no power cut may leave a hole
             except OSError as error:
+                self._segments.insert(0, oldest)
                 raise Unavailable(f"a segment cannot be deleted: {error.strerror}") from error
             except DiskFailure as error:
                 raise self._poison(str(error)) from error
-            del self._segments[0]
         self._marks = {at: place for at, place in list(self._marks.items()) if at >= self.start}
 
     def close(self) -> None:

@@ -88,11 +88,15 @@ def make(name: str, **options: Any) -> Policy:
     if name not in names():
         raise Misconfigured(f"there is no policy {name!r}; there are: {', '.join(names())}")
     made = importlib.import_module(f"{__name__}.{name}").Policy
-    known = list(inspect.signature(made).parameters)
-    for option in options:
+    known = {each.name: each.default for each in inspect.signature(made).parameters.values()}
+    for option, value in options.items():
         if option not in known:
             raise Misconfigured(
                 f"policy {name!r} has no option {option!r}; it has: {', '.join(known) or 'none'}"
             )
+        if isinstance(value, bool) and not isinstance(known[option], bool):
+            raise Misconfigured(f"option {option} of policy {name!r} is no yes or no")
+        if isinstance(known[option], float) and isinstance(value, int):
+            options[option] = float(value)  # 1 is 1.0: both make the same policy
     policy: Policy = made(**options)
     return policy

@@ -126,13 +126,13 @@ class Policy:
         cb_type: str = "mtr",
         epsilon: float = 0.05,
         gamma_scale: float = 200.0,
-        mellowness: float = 0.0003,
+        mellowness: float = 1e-4,
         lambda_: float = 50.0,
-        learning_rate: float = 0.5,
+        learning_rate: float = 0.3,
         power_t: float = 0.5,
         bits: int = 18,
         interactions: Sequence[str] = ("UA",),
-        min_propensity: float = 1e-3,
+        min_propensity: float = 0.1,
         kept_ads: int = 1000,
     ) -> None:
         for option, value, low, high in (
