@@ -53,8 +53,9 @@ EXPLORATIONS = {
 CB_TYPES = ("mtr", "ips", "dm")
 BY_PROPENSITY = ("epsilon", "softmax")  # the others regress unweighted: VW has mtr only for them
 CROSSES = ("UA", "UU", "AA", "UUA", "UAA", "UUU", "AAA")
-# cost = -reward: an ad that nobody saw looks like one that nobody clicks. With cost = 1 - reward it would
-# look like one that everybody clicks, which at low click rates takes long to unlearn.
+# cost = -reward: an ad that nobody saw looks like one that nobody clicks, and with cost = 1 - reward like one
+# that everybody clicks. Over 80 ads, 5,000 visits, 24 seeds the default earned 2.20 and 2.09 times uniform;
+# the other explorations came out alike. RegCB needs the bounds to be told.
 ALWAYS = "--cb_explore_adf --hash all --cb_min_cost -1 --cb_max_cost 0"
 EACH_TIME = "--quiet --preserve_performance_counters"  # not kept in a model file
 FAR = 5.0  # standard deviations: a number further off its mean counts as this far
@@ -109,7 +110,8 @@ class Policy:
         What is crossed with what, U for visitor and A for ad: any of UA, UU, AA, UUA, UAA, UUU, AAA. Time
         grows with the product of the numbers of features.
     min_propensity
-        A lower propensity is learned from as if it were this one, so a single weight is at most its inverse.
+        "epsilon" and "softmax" learn from a lower propensity as if it were this one: no weight is above its
+        inverse. Over 80 ads, "epsilon" earned 2.2 times uniform with 0.1 and 1.7 with 0.001.
     kept_ads
         Ads kept ready in VW's form, 31 KB each; others cost 25 us more at every request.
 
@@ -161,6 +163,7 @@ class Policy:
         step = f"--cb_type {cb_type} -l {learning_rate!r} --power_t {power_t!r} -b {bits}"
         crosses = [f"--interactions {word}" for word in CROSSES if word in interactions]
         self.command = " ".join([ALWAYS, explore, step, *crosses])  # our own words, and numbers
+        # 1: where it regresses unweighted, VW ignores the propensity, except of the last ad in the list.
         self.least = min_propensity if exploration in BY_PROPENSITY else 1.0
         self.kept_ads = kept_ads
         self.learned = 0  # rewards
