@@ -425,6 +425,15 @@ def test_vw_tells_names_of_digits_apart_and_an_ad_from_a_feature_called_id():
     assert pmf[0] > 1.5 * pmf[1:].max()
 
 
+def test_vw_does_not_read_a_name_of_digits_as_a_number():
+    policy = policies.make("vw", exploration="softmax")
+    for _ in range(20):
+        policy.learn({}, [Ad("x", {"123": 1.0}), Ad("y")], 0, 1.0, 0.5)
+    pmf = policy.pmf({}, [Ad("new", {"123": 1.0}), Ad("newer", {"0123": 1.0})])
+
+    assert pmf[0] > 1.5 * pmf[1]
+
+
 def test_vw_learns_alike_whatever_the_place_of_the_ad_in_the_list():
     # VW 9.11.9 forgets to take the importance weight off the last ad when it learns for squarecb and regcb.
     for exploration in ("squarecb", "regcbopt"):
@@ -530,3 +539,23 @@ def test_a_number_matters_and_one_that_is_far_off_does_not_spoil_it(name):
         policy.learn({"age": far}, ads, 0, 1.0, 0.5)
     assert policy.pmf({"age": 20.0}, ads)[0] > 0.8
     assert policy.pmf({"age": 70.0}, ads)[1] > 0.8
+
+
+def test_three_quarters_of_a_reward_are_learned_as_three_rewards_of_four_are():
+    logistic, ads = policies.make("logistic", exploration="softmax", lambda_=10.0), [Ad("part"), Ad("coin")]
+    for visit in range(600):
+        logistic.learn({}, ads, 0, 0.75, 0.5)
+        logistic.learn({}, ads, 1, float(visit % 4 > 0), 0.5)
+    assert logistic.pmf({}, ads)[0] == pytest.approx(0.5, abs=0.1)
+
+    thompson = policies.make("thompson")
+    thompson.learn({}, ads, 0, 0.75, 0.5)
+    assert thompson.dump() == [["part", 1.75, 1.25]]
+
+
+def test_logistic_keeps_no_scale_of_a_number_it_was_only_asked_about():
+    policy = taught("logistic", {})
+    before = len(policy.scaler.means)
+    policy.pmf({"never": 1.0, "learned": 2.0}, ADS)
+
+    assert len(policy.scaler.means) == before
