@@ -555,7 +555,7 @@ def test_three_quarters_of_a_reward_are_learned_as_three_rewards_of_four_are():
 
 def test_logistic_keeps_no_scale_of_a_number_it_was_only_asked_about():
     policy = taught("logistic", {})
-    before = len(policy.scaler.means)
+    before = len(policy.scaler.vars)
     policy.pmf({"never": 1.0, "learned": 2.0}, ADS)
 
-    assert len(policy.scaler.means) == before
+    assert len(policy.scaler.vars) == before
