@@ -78,6 +78,15 @@ def libraries(name: str) -> dict[str, str]:
     return {library: version(library) for library in getattr(module, "LIBRARIES", ())}
 
 
+def check_ranges(*ranges: tuple[str, float, float, float]) -> None:
+    """Each is (option, value, low, high); whole numbers between whole bounds. Raises `Misconfigured`."""
+    for option, value, low, high in ranges:
+        whole = isinstance(low, int)
+        if not isinstance(value, int if whole else int | float) or not low <= value <= high:
+            kind = f"an integer in [{low}, {high}]" if whole else f"in [{low:g}, {high:g}]"
+            raise Misconfigured(f"option {option} must be {kind}, not {value!r}")
+
+
 def make(name: str, **options: Any) -> Policy:
     """A policy that has learned nothing yet.
 

@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 from river import linear_model, preprocessing
 
-from ..errors import Misconfigured
 from ..events import Ad, Features, Saved
 from ..features import tokens
-from . import Floats
+from . import Floats, check_ranges
 
 LIBRARIES = ("river", "numpy")
 EXAMPLES: tuple[dict[str, Any], ...] = (
@@ -70,20 +69,14 @@ class Policy:
         seed: int = 0,
         max_arms: int = 2000,
     ) -> None:
-        for option, value, low, high in (
+        check_ranges(
             ("width", width, 0.0, 100.0),
             ("ridge", ridge, 1e-6, 1e6),
             ("epsilon", epsilon, 0.0, 1.0),
-        ):
-            if not isinstance(value, int | float) or not low <= value <= high:
-                raise Misconfigured(f"option {option} must be in [{low:g}, {high:g}], not {value!r}")
-        for option, value, low, high in (
             ("dim", dim, 2, 512),
             ("seed", seed, 0, 2**32 - 1),
             ("max_arms", max_arms, 1, 10**6),
-        ):
-            if not isinstance(value, int) or not low <= value <= high:
-                raise Misconfigured(f"option {option} must be an integer in [{low}, {high}], not {value!r}")
+        )
         self.width, self.ridge, self.epsilon = width, ridge, epsilon
         self.dim, self.max_arms = dim, max_arms
         self.hasher: Any = preprocessing.FeatureHasher(n_features=dim - 1, seed=seed)

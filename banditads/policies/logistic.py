@@ -26,7 +26,7 @@ from river import linear_model, optim, preprocessing, utils
 from ..errors import Misconfigured
 from ..events import Ad, Features, Saved
 from ..features import tokens
-from . import Floats
+from . import Floats, check_ranges
 
 LIBRARIES = ("river", "numpy")
 EXAMPLES: tuple[dict[str, Any], ...] = (
@@ -93,22 +93,16 @@ class Policy:
         seed: int = 0,
         kept_ads: int = 10_000,
     ) -> None:
-        for option, value, low, high in (
+        check_ranges(
             ("epsilon", epsilon, 0.0, 1.0),
             ("gamma_scale", gamma_scale, 1e-3, 1e6),
             ("lambda_", lambda_, 0.0, 1e3),
             ("learning_rate", learning_rate, 1e-6, 10.0),
             ("prior", prior, 1e-6, 1 - 1e-6),
-        ):
-            if not isinstance(value, int | float) or not low <= value <= high:
-                raise Misconfigured(f"option {option} must be in [{low:g}, {high:g}], not {value!r}")
-        for option, value, low, high in (
             ("bits", bits, 8, 26),
             ("seed", seed, 0, 2**32 - 2),
             ("kept_ads", kept_ads, 1, 10**6),
-        ):
-            if not isinstance(value, int) or not low <= value <= high:
-                raise Misconfigured(f"option {option} must be an integer in [{low}, {high}], not {value!r}")
+        )
         if exploration not in EXPLORATIONS:
             raise Misconfigured(f"option exploration must be one of {EXPLORATIONS}, not {exploration!r}")
         self.exploration, self.epsilon = exploration, epsilon

@@ -18,9 +18,8 @@ import numpy as np
 from river import proba
 from scipy.special import betainc, betaincinv  # type: ignore[import-untyped]
 
-from ..errors import Misconfigured
 from ..events import Ad, Features, Saved
-from . import Floats
+from . import Floats, check_ranges
 
 LIBRARIES = ("river", "numpy", "scipy")
 EXAMPLES: tuple[dict[str, Any], ...] = (
@@ -50,11 +49,7 @@ class Policy:
     """
 
     def __init__(self, *, alpha: float = 1.0, beta: float = 1.0, max_arms: int = 10_000) -> None:
-        for option, value in (("alpha", alpha), ("beta", beta)):
-            if not isinstance(value, int | float) or not 0.5 <= value <= 1e6:
-                raise Misconfigured(f"option {option} must be in [0.5, 1e6], not {value!r}")
-        if not isinstance(max_arms, int) or not 1 <= max_arms <= 10**7:
-            raise Misconfigured(f"option max_arms must be an integer in [1, 1e7], not {max_arms!r}")
+        check_ranges(("alpha", alpha, 0.5, 1e6), ("beta", beta, 0.5, 1e6), ("max_arms", max_arms, 1, 10**7))
         self.alpha, self.beta, self.max_arms = float(alpha), float(beta), max_arms
         self.arms: dict[str, Any] = {}  # ad id -> proba.Beta; learned longest ago first
 

@@ -26,7 +26,7 @@ from vowpalwabbit import Workspace
 from ..errors import Misconfigured
 from ..events import Ad, Features, Saved
 from ..features import tokens
-from . import Floats
+from . import Floats, check_ranges
 
 LIBRARIES = ("vowpalwabbit",)
 EXAMPLES: tuple[dict[str, Any], ...] = (
@@ -137,7 +137,7 @@ class Policy:
         min_propensity: float = 0.1,
         kept_ads: int = 1000,
     ) -> None:
-        for option, value, low, high in (
+        check_ranges(
             ("epsilon", epsilon, 0.0, 1.0),
             ("gamma_scale", gamma_scale, 1e-3, 1e6),
             ("mellowness", mellowness, 1e-9, 1e3),
@@ -145,12 +145,9 @@ class Policy:
             ("learning_rate", learning_rate, 1e-6, 100.0),
             ("power_t", power_t, 0.0, 1.0),
             ("min_propensity", min_propensity, 1e-6, 1.0),
-        ):
-            if not isinstance(value, int | float) or not low <= value <= high:
-                raise Misconfigured(f"option {option} must be in [{low:g}, {high:g}], not {value!r}")
-        for option, value, low, high in (("bits", bits, 8, 26), ("kept_ads", kept_ads, 1, 10**6)):
-            if not isinstance(value, int) or not low <= value <= high:
-                raise Misconfigured(f"option {option} must be an integer in [{low}, {high}], not {value!r}")
+            ("bits", bits, 8, 26),
+            ("kept_ads", kept_ads, 1, 10**6),
+        )
         if exploration not in [*EXPLORATIONS]:
             raise Misconfigured(f"option exploration must be one of {[*EXPLORATIONS]}, not {exploration!r}")
         if cb_type not in (CB_TYPES if exploration in BY_PROPENSITY else ("mtr",)):
