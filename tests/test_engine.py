@@ -64,6 +64,7 @@ def test_a_request_id_that_came_twice_means_the_same_before_and_after_a_restart(
     engine = make_engine(max_done=1)
     for event_id in ("e1", "e2"):
         engine.choose(Request(request_id="r1"), event_id)
+    assert engine.choose(Request(request_id="r1")).event.event_id == "e1"  # the first one stands
     copy = State("uniform", max_done=1)
     for event_id in ("e2", "e1", None):
         copy.load(engine.state.dump())
