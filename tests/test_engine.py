@@ -72,6 +72,7 @@ def test_a_request_id_that_came_twice_means_the_same_before_and_after_a_restart(
         assert copy.dump() == engine.state.dump()
         if event_id:
             engine.reward(event_id, 1.0)
+    assert engine.state.joiner.requests == {"r1": "e1"}  # e2 was forgotten; it never had the name
 
 
 def test_nothing_eligible_is_recorded_with_its_reasons(make_engine, clock):
