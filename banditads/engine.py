@@ -10,10 +10,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
-from . import events, replay
+from . import diagnosis, events, replay
 from .choosing import Request, Slate, choose, spread
+from .diagnosis import Alarm
 from .errors import Conflict, Damaged, DiskFailure, Expired, Invalid, Unavailable, Unknown
 from .events import Ad, Chosen, Unfilled
 from .joiner import Done, Status
@@ -77,6 +79,8 @@ class Engine:
         Where to keep them; None keeps none.
     keep_journal
         Never drop records that the older snapshot covers.
+    watch
+        Alarms of what the state does not know of.
     """
 
     def __init__(
@@ -90,22 +94,48 @@ class Engine:
         salt: str = "",
         snapshots: Snapshots | None = None,
         keep_journal: bool = True,
+        watch: Callable[[], Sequence[Alarm]] = tuple,
     ) -> None:
         self.state, self.journal, self.ids, self.clock = state, journal, ids, clock
         self.floor, self.salt, self.snapshots, self.keep_journal = floor, salt, snapshots, keep_journal
+        self.watch = watch
         self.lock = threading.Lock()
         self.snapshot_lock = threading.Lock()
         self.snapshot_offset = state.applied
         self.unwritten = 0  # choices served from memory because the disk refused them
+        self.broken = ""  # why there is no state any more; empty while there is
         self.refusal = ""  # why the newest event could not be written down; empty when it was
         self.catch_up()
 
     def catch_up(self) -> None:
         """Fold in whatever the journal has and we have not."""
-        replay.fold(self.journal.read(self.state.applied), self.state)
+        self.state = replay.refold(self.journal.read, self.state, self._begin)
+        self._set_aside()
+
+    def _begin(self, state: State) -> None:
+        recover(state, self.journal, self.snapshots)
+
+    def _start_over(self) -> None:
+        """Make the state again from what is written down. If even that fails, the process must end."""
+        try:
+            fresh = State.of(self.state.identity)
+            self._begin(fresh)
+            self.state = replay.refold(self.journal.read, fresh, self._begin)
+        except Exception as error:
+            self.broken = f"the state cannot be made again: {error}"
+            raise DiskFailure(self.broken) from error
+        self._set_aside()
+
+    def _set_aside(self) -> None:
+        """Journal what must not be learned: so far that is known only because it was tried."""
+        for event_id in sorted(self.state.skip):
+            with suppress(Unavailable, DiskFailure):  # the next start finds out in the same way
+                self._record(events.SetAside(self.clock(), event_id))
 
     def _record(self, event: events.Event) -> int:
         """Append an event and come to know it. When this returns, the model has learned."""
+        if self.broken:
+            raise DiskFailure(self.broken)
         try:
             offset = self.journal.append(events.encode(event))
         except (Unavailable, DiskFailure) as error:
@@ -116,7 +146,11 @@ class Engine:
         if self.refusal:
             log.warning("events are written down again")
             self.refusal = ""
-        self.state.apply(offset, event)
+        try:
+            self.state.apply(offset, event)
+        except Exception as error:  # a state that knows half an event is of no more use
+            log.error("event %d could not be learned: %s", offset, error)
+            self._start_over()
         return offset
 
     def choose(self, request: Request, event_id: str = "") -> Answer:
@@ -204,6 +238,7 @@ class Engine:
         """
         with self.lock:
             at, oldest = self.clock(), self.state.joiner.oldest()
+            self._set_aside()
             if not self.refusal and (oldest is None or at < oldest.deadline):
                 return False
             self._record(events.Ticked(at))
@@ -219,7 +254,15 @@ class Engine:
 
     def trouble(self) -> str:
         """Why rewards are not accepted just now; empty when they are."""
-        return self.journal.poisoned or self.refusal
+        return self.failed() or self.refusal
+
+    def failed(self) -> str:
+        """Why this process must end; empty while it need not."""
+        return self.journal.poisoned or self.broken
+
+    def alarms(self) -> list[Alarm]:
+        """What somebody should look at, while the server goes on."""
+        return [*diagnosis.alarms(self.state), *self.watch()]
 
     def decision(self, event_id: str) -> Decision:
         """What was decided under this id, and what became of it."""
@@ -273,12 +316,12 @@ class Engine:
         return offset
 
 
-def recover(state: State, journal: Journal, snapshots: Snapshots) -> None:
+def recover(state: State, journal: Journal, snapshots: Snapshots | None) -> None:
     """Load the newest snapshot that is good and that the journal goes on from; the rest is catching up.
 
     Raises `Damaged` when nothing leads to the present.
     """
-    for offset, saved in snapshots.load():
+    for offset, saved in snapshots.load() if snapshots else ():
         if offset > journal.end:
             raise Damaged(
                 f"the journal ends at offset {journal.end}, before the snapshot at {offset}: its newest "

@@ -125,6 +125,13 @@ class Ticked(msgspec.Struct, frozen=True, array_like=True, tag="ticked"):
     at: float
 
 
+class SetAside(msgspec.Struct, frozen=True, array_like=True, tag="set_aside"):
+    """What a choice earned was not learned, because learning it spoilt the model."""
+
+    at: float
+    event_id: str
+
+
 class Settled(msgspec.Struct, frozen=True):
     """Derived, never journaled: a choice got its reward, or its time ran out."""
 
@@ -135,7 +142,7 @@ class Settled(msgspec.Struct, frozen=True):
     silent: bool = False  # nobody said anything: `reward` is the default
 
 
-Event: TypeAlias = AdsPut | AdRemoved | Chosen | Unfilled | Rewarded | Impressed | Ticked
+Event: TypeAlias = AdsPut | AdRemoved | Chosen | Unfilled | Rewarded | Impressed | Ticked | SetAside
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)

@@ -7,11 +7,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
 from . import events
-from .state import State
+from .state import Spoilt, State
+
+log = logging.getLogger(__name__)
 
 Records: TypeAlias = Iterable[tuple[int, bytes]]
 
@@ -21,6 +24,33 @@ def fold(records: Records, state: State) -> State:
     for offset, record in records:
         state.apply(offset, events.decode(record))
     return state
+
+
+def refold(read: Callable[[int], Records], state: State, begin: Callable[[State], None]) -> State:
+    """`state` after all records; if it was spoilt, another one that has not learned what spoils it.
+
+    `read` gives the records from an offset on; `begin` takes a state that knows nothing to where it may begin
+    again, such as a snapshot. Raises `Spoilt` if one decision does it twice.
+    """
+    skip: set[str] = set()
+    while True:
+        try:
+            return fold(read(state.applied), state)
+        except Spoilt as error:
+            if error.event_id in skip:
+                raise
+            log.critical("%s; it is set aside, and the model made again without it", error)
+            state = State.of(state.identity)
+            begin(state)
+            skip |= {error.event_id, *set_aside(read(state.applied))}  # not one by one
+            state.skip = set(skip)
+
+
+def set_aside(records: Records) -> Iterator[str]:
+    """Ids of the decisions that these records say were not learned from."""
+    for _, record in records:
+        if isinstance(event := events.decode(record), events.SetAside):
+            yield event.event_id
 
 
 def settled(records: Records, state: State) -> Iterator[events.Settled]:

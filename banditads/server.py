@@ -22,7 +22,8 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.server.mt import MTServer
 
-from . import api, signing
+from . import api, diagnosis, signing
+from .clock import Clock
 from .directory import DataDirectory
 from .engine import Engine, recover
 from .errors import DiskFailure, Invalid, Misconfigured, Unavailable
@@ -109,21 +110,24 @@ def opened(settings: Settings) -> Iterator[Engine]:
             if relearn:
                 _forget(directory, journal, snapshots, state)
             recover(state, journal, snapshots)
+            clock = Clock()
             engine = Engine(
                 state,
                 journal,
                 ids=signing.EventIds(key),
+                clock=clock,
                 floor=settings.floor,
                 salt=settings.salt,
                 snapshots=snapshots,
                 keep_journal=settings.keep_journal,
+                watch=lambda: diagnosis.leap(clock.ahead),
             )
             if ads and not state.catalog.ads:
                 engine.put_ads(ads)
             elif ads:
                 log.info("there are ads in the catalog already: %s is not read again", settings.catalog)
             yield engine
-            if not journal.poisoned:
+            if not engine.failed():
                 try:
                     engine.snapshot()
                 except Unavailable as error:  # the next start folds more of the journal, no more than that
@@ -165,6 +169,7 @@ class _Housekeeper(threading.Thread):
         self.engine, self.settings, self.give_up = engine, settings, give_up
         self.stop = threading.Event()
         self.saved = time.monotonic()
+        self.alarms: set[str] = set()  # codes of those that were logged
         self.settled = self._settled()
 
     def _settled(self) -> int:
@@ -175,16 +180,24 @@ class _Housekeeper(threading.Thread):
         pause = max(0.05, min(1.0, self.settings.snapshot_every, self.settings.reward_wait))  # seconds
         while not self.stop.wait(pause):
             try:
-                if self.engine.journal.poisoned:
-                    log.critical("the disk has failed, stopping: %s", self.engine.journal.poisoned)
+                if self.engine.failed():
+                    log.critical("stopping: %s", self.engine.failed())
                     self.give_up()
                     return
+                self._warn()
                 self.engine.tick()
                 self._snapshot()
             except (Unavailable, DiskFailure) as error:
                 log.error("housekeeping: %s", error)
             except Exception:  # a bug; without ticks and snapshots the rest still works, so it goes on
                 log.exception("housekeeping failed")
+
+    def _warn(self) -> None:
+        """Say of an alarm that it began, once."""
+        raised = {alarm.code: alarm for alarm in self.engine.alarms()}
+        for code in sorted(raised.keys() - self.alarms):
+            log.warning("alarm: %s: %s", raised[code].message, raised[code].advice)
+        self.alarms = set(raised)
 
     def _snapshot(self) -> None:
         late = time.monotonic() - self.saved >= self.settings.snapshot_every
@@ -220,8 +233,8 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
         server.serve(target_loader=lambda: application, wrap_loader=False)
         housekeeper.stop.set()
         housekeeper.join()
-        if engine.journal.poisoned:
-            raise DiskFailure(engine.journal.poisoned)
+        if engine.failed():
+            raise DiskFailure(engine.failed())
 
 
 def check_address(settings: Settings) -> int:

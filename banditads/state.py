@@ -20,13 +20,24 @@ import msgspec
 
 from . import policies
 from .catalog import Catalog
-from .events import Ad, AdsPut, Chosen, Event, Rewarded, Settled  # noqa: F401  (Ad, AdsPut: for the doctest)
+from .events import Ad, AdsPut, Chosen, Event, Rewarded, SetAside, Settled  # noqa: F401  (for the doctest)
 from .joiner import Joiner
 from .stats import Stats
 
 
 class Gap(Exception):
     """An event is missing between the last one applied and this one."""
+
+
+class Spoilt(Exception):
+    """The model has learned a decision that it must not learn. This state is of no more use.
+
+    Fold again from before, with that decision in `skip`: see `replay.fold`.
+    """
+
+    def __init__(self, event_id: str, why: str) -> None:
+        super().__init__(f"learning from {event_id!r}: {why}")
+        self.event_id = event_id
 
 
 class State:
@@ -43,6 +54,8 @@ class State:
 
     Attributes
     ----------
+    skip
+        Ids of decisions not to learn from, until the journal says of them that they were set aside.
     identity
         These arguments and the libraries beneath: two states of one identity that know the same events are
         equal.
@@ -66,6 +79,7 @@ class State:
         self.policy = policies.make(policy, **(options or {}))
         self.reward_min, self.reward_max = reward_min, reward_max
         self.applied = 0  # offset of the next event we want
+        self.skip: set[str] = set()
         self.identity = {
             "libraries": policies.libraries(policy),
             "policy": policy,
@@ -81,7 +95,10 @@ class State:
         return cls(**{name: value for name, value in identity.items() if name != "libraries"})
 
     def apply(self, offset: int, event: Event) -> None:
-        """Come to know one event. Those already known change nothing; one that is missing raises `Gap`."""
+        """Come to know one event. Those already known change nothing; one that is missing raises `Gap`.
+
+        Raises `Spoilt` when what is learned leaves a model that cannot be used.
+        """
         if offset < self.applied:
             return
         if offset > self.applied:
@@ -93,13 +110,28 @@ class State:
             self._learn(settled)
             self.stats.apply(settled)
             landed = landed or not settled.silent
+        if isinstance(event, SetAside):
+            if event.event_id not in self.skip and self.joiner.knows(event.event_id):
+                raise Spoilt(event.event_id, "the journal says that it was set aside")
+            self.skip.discard(event.event_id)
         self.catalog.apply(event)
         self.stats.apply(event, late=isinstance(event, Rewarded) and not landed)
 
     def _learn(self, settled: Settled) -> None:
-        choice = settled.choice
+        choice, ads = settled.choice, settled.ads
+        if choice.event_id in self.skip:
+            return
         reward = (settled.reward - self.reward_min) / (self.reward_max - self.reward_min)
-        self.policy.learn(choice.context, settled.ads, choice.pick, reward, choice.probability)
+        if not (0 <= reward <= 1 and 0 < choice.probability <= 1):
+            raise Spoilt(choice.event_id, f"reward {reward}, propensity {choice.probability}")
+        try:
+            self.policy.learn(choice.context, ads, choice.pick, reward, choice.probability)
+            # The ad that was shown and one more have every weight that was touched.
+            pmf = self.policy.pmf(choice.context, (ads[choice.pick], ads[choice.pick - 1])[: len(ads)])
+        except Exception as error:  # whatever it was, it would happen again at every start
+            raise Spoilt(choice.event_id, repr(error)) from error
+        if not abs(pmf.sum() - 1) < 1e-6:  # NaN too
+            raise Spoilt(choice.event_id, f"probabilities are {pmf.tolist()}")
 
     def dump(self) -> bytes:
         """Everything, as bytes; equal states give equal bytes."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 
-from .events import Chosen, Event, Impressed, Rewarded, Saved, Settled, Unfilled
+from .events import Chosen, Event, Impressed, Rewarded, Saved, SetAside, Settled, Unfilled
 
 MAX_ADS = 100_000  # names counted; the rest are counted together
 REST = "(other)"
+RECENT = 500  # choices that a recent average goes back over
+PROBABILITY = np.dtype("<f8")
 
 
 class Counts(msgspec.Struct, array_like=True):
@@ -20,10 +23,33 @@ class Counts(msgspec.Struct, array_like=True):
     impressions: int = 0
 
 
+class Recent(msgspec.Struct, array_like=True):
+    """How choices among several ads were spread of late: averages over about `RECENT` of them."""
+
+    top: str = ""  # the ad that is mostly the most probable one
+    top_share: float = 0.5  # of choices in which it is
+    left_over: float = 1.0  # probability of all ads but the most probable one
+
+    def see(self, choice: Chosen) -> None:
+        """One more choice; one without an alternative says nothing."""
+        if len(choice.ads) == 1:
+            return
+        pmf = np.frombuffer(choice.pmf, PROBABILITY)  # (n_ads,)
+        best = int(pmf.argmax())
+        self.left_over += (1 - float(pmf[best]) - self.left_over) / RECENT
+        if choice.ads[best] == self.top:
+            self.top_share += (1 - self.top_share) / RECENT
+        else:
+            self.top_share -= self.top_share / RECENT
+            if self.top_share < 0.5:
+                self.top, self.top_share = choice.ads[best], 0.5
+
+
 class Stats:
     """Counts in total, by ad, and of what was not shown.
 
-    `late` rewards came after the window; `unfilled` requests found nothing eligible, for the `reasons` given.
+    `late` rewards came after the window; `unfilled` requests found nothing eligible, for the `reasons` given;
+    `set_aside` decisions were not learned from, because that spoilt the model.
     """
 
     def __init__(self) -> None:
@@ -32,6 +58,10 @@ class Stats:
         self.late = 0
         self.unfilled = 0
         self.reasons: dict[str, int] = {}
+        self.recent = Recent()
+        self.set_aside = 0
+        self.set_aside_id = ""  # the last of them
+        self.set_aside_at = 0.0
 
     def apply(self, event: Event | Settled, *, late: bool = False) -> None:
         """Counts an event, or what it settled; `late` is a reward that settled nothing."""
@@ -39,6 +69,7 @@ class Stats:
             case Chosen():
                 for counts in self._both(event.ad_id):
                     counts.choices += 1
+                self.recent.see(event)
             case Settled(choice=choice, silent=True):
                 for counts in self._both(choice.ad_id):
                     counts.expired += 1
@@ -51,6 +82,9 @@ class Stats:
                     counts.impressions += 1
             case Rewarded():
                 self.late += late
+            case SetAside():
+                self.set_aside += 1
+                self.set_aside_id, self.set_aside_at = event.event_id, event.at
             case Unfilled(filtered=filtered):
                 self.unfilled += 1
                 for reason in filtered.values():
@@ -63,10 +97,13 @@ class Stats:
 
     def dump(self) -> Saved:
         """Every count."""
-        return [self.total, self.ads, self.late, self.unfilled, self.reasons]
+        aside = [self.set_aside, self.set_aside_id, self.set_aside_at]
+        return [self.total, self.ads, self.late, self.unfilled, self.reasons, self.recent, aside]
 
     def load(self, saved: Saved) -> None:
         """The inverse of `dump`."""
-        total, ads, self.late, self.unfilled, self.reasons = saved
+        total, ads, self.late, self.unfilled, self.reasons, recent, aside = saved
         self.total = msgspec.convert(total, Counts)
         self.ads = msgspec.convert(ads, dict[str, Counts])
+        self.recent = msgspec.convert(recent, Recent)
+        self.set_aside, self.set_aside_id, self.set_aside_at = aside

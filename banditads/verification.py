@@ -11,8 +11,9 @@ from . import events
 from .directory import read_config
 from .errors import Damaged, Misconfigured
 from .journal.file import first_offset, scan, torn_bytes
+from .replay import set_aside
 from .snapshots import Snapshots
-from .state import State
+from .state import Spoilt, State
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -36,10 +37,13 @@ def verify(folder: Path, key: bytes, progress: Callable[[int], object] = lambda 
                 raise
 
 
-def _verify(folder: Path, key: bytes, progress: Callable[[int], object]) -> Verdict:
+def _verify(
+    folder: Path, key: bytes, progress: Callable[[int], object], skip: frozenset[str] = frozenset()
+) -> Verdict:
     """Check every checksum, fold the journal, and compare with each snapshot on the way.
 
-    `progress` is told the bytes of each record. Raises `Damaged`, naming the file, at the first difference.
+    Decisions in `skip` are known to spoil the model. `progress` is told the bytes of each record. Raises
+    `Damaged`, naming the file, at the first difference.
     """
     config = read_config(folder)
     if config is None:
@@ -57,8 +61,14 @@ def _verify(folder: Path, key: bytes, progress: Callable[[int], object]) -> Verd
         if begin is None:
             raise Damaged(f"the journal in {folder} begins at {first} and no snapshot reaches that far")
         state.load(good[begin])
-    for offset, record in scan(folder, state.applied):
-        state.apply(offset, events.decode(record))
+    state.skip, start = set(skip), state.applied
+    for offset, record in scan(folder, start):
+        try:
+            state.apply(offset, events.decode(record))
+        except Spoilt as error:
+            if error.event_id in skip:
+                raise
+            return _verify(folder, key, progress, skip | {error.event_id, *set_aside(scan(folder, start))})
         progress(len(record))
         if state.applied in good:
             compared.append(state.applied)

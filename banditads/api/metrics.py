@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from .. import wire
+from ..diagnosis import CODES
 
 MAX_ADS = 1000  # ads with a label of their own, by id; /stats has all of them
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)  # seconds
@@ -56,6 +57,7 @@ class _State:
                 "late_rewards": ("Rewards that came after their window.", state.stats.late),
                 "unfilled": ("Requests for which nothing was eligible.", state.stats.unfilled),
                 "given_up": ("Decisions that had to stop waiting early.", state.joiner.given_up),
+                "set_aside": ("Decisions that spoilt the model and were not learned.", state.stats.set_aside),
                 "unwritten_choices": ("Choices served though the disk refused them.", engine.unwritten),
             }
             gauges = {
@@ -71,6 +73,11 @@ class _State:
             yield CounterMetricFamily(f"banditads_{name}", text, value=value)
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(f"banditads_{name}", text, value=value)
+        alarm = GaugeMetricFamily("banditads_alarm", "1 while /readyz says this.", labels=["code"])
+        raised = {each.code for each in engine.alarms()}
+        for code in CODES:
+            alarm.add_metric([code], float(code in raised))
+        yield alarm
         choices = CounterMetricFamily("banditads_ad_choices", "Decisions by ad.", labels=["ad"])
         rewards = GaugeMetricFamily("banditads_ad_reward_sum", "Rewards by ad.", labels=["ad"])
         for ad, chosen, earned in by_ad:

@@ -32,15 +32,31 @@ class StatsReply(msgspec.Struct):
     unfilled_reasons: dict[str, int]
     pending: int
     given_up: int
+    set_aside: int
     ads: dict[str, AdStats]
     policy: dict[str, Any]
     offset: int
 
 
 class Health(msgspec.Struct):
-    """`ok`, `ready`, or what is wrong."""
+    """The process is alive."""
+
+    status: str = "ok"
+
+
+class AlarmReply(msgspec.Struct):
+    """Something that somebody should look at, while the server goes on."""
+
+    code: str
+    message: str
+    advice: str
+
+
+class Ready(msgspec.Struct):
+    """`ready`, or why rewards are not accepted; and what to look at in either case."""
 
     status: str
+    alarms: list[AlarmReply]
 
 
 class SnapshotReply(msgspec.Struct):
@@ -54,14 +70,15 @@ def mount(routes, engine) -> None:  # noqa: D103
     @routes.add("GET", "/healthz", reply=Health)
     def healthz(call):
         """The process is alive."""
-        return Health("ok")
+        return Health()
 
     @routes.add("HEAD", "/readyz", statuses={503: "Not able to accept rewards."})
-    @routes.add("GET", "/readyz", reply=Health, statuses={503: "Not able to accept rewards."})
+    @routes.add("GET", "/readyz", reply=Ready, statuses={503: "Not able to accept rewards."})
     def readyz(call):
         """Recovered and able to write."""
         trouble = engine.trouble()
-        return wire.Reply(Health(trouble or "ready"), 503 if trouble else 200)
+        said = Ready(trouble or "ready", [AlarmReply(*alarm) for alarm in engine.alarms()])
+        return wire.Reply(said, 503 if trouble else 200)
 
     @routes.add("GET", "/stats", reply=StatsReply)
     def stats(call):
@@ -81,6 +98,7 @@ def mount(routes, engine) -> None:  # noqa: D103
                 dict(counts.reasons),
                 len(state.joiner.open),
                 state.joiner.given_up,
+                counts.set_aside,
                 {ad: AdStats(*msgspec.structs.astuple(each)) for ad, each in sorted(counts.ads.items())},
                 {"name": state.policy_name, **state.policy.describe()},
                 state.applied,

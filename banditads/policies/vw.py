@@ -169,10 +169,12 @@ class Policy:
 
     def pmf(self, context: Features, ads: Sequence[Ad]) -> Floats:
         """VW's distribution over the ads, shape (n_ads,)."""
-        shared = self._shared(context)
-        self._vw.predict_multi([shared, *map(self._kept, ads)])
+        shared, first = self._shared(context), self._kept(ads[0])
+        self._vw.predict_multi([shared, first, *map(self._kept, ads[1:])])
         scores = np.array(shared.get_action_scores())
-        return scores / scores.sum()  # VW's own sum is 1 in float32 only
+        # An estimate that is not finite makes all of them so, by the constant they share, and VW explores on.
+        estimate = first.get_partial_prediction()
+        return scores / scores.sum() + 0.0 * estimate  # VW's own sum is 1 in float32 only
 
     def learn(
         self, context: Features, ads: Sequence[Ad], pick: int, reward: float, propensity: float
