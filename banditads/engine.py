@@ -158,17 +158,22 @@ class Engine:
         with self.lock:
             at = self.clock()
             known = event_id or self.state.joiner.requests.get(request.request_id, "")
-            if self.state.joiner.knows(known):
-                return self._again(known)
-            event_id = event_id or self.ids.mint(at)
-            event = choose(
-                self.state, at=at, event_id=event_id, request=request, floor=self.floor, salt=self.salt
-            )
-            try:
-                return Answer(event, self._record(event))
-            except (Unavailable, DiskFailure):
-                self.unwritten += 1
-                return Answer(event, None)
+            if waiting := self.state.joiner.open.get(known):
+                return Answer(waiting.choice, waiting.offset)
+            done = self.state.joiner.done.get(known)
+            if not done:
+                return self._choose(at, request, event_id or self.ids.mint(at))
+        return self._read_back(done)  # from the disk: not in the lock
+
+    def _choose(self, at: float, request: Request, event_id: str) -> Answer:
+        event = choose(
+            self.state, at=at, event_id=event_id, request=request, floor=self.floor, salt=self.salt
+        )
+        try:
+            return Answer(event, self._record(event))
+        except (Unavailable, DiskFailure):
+            self.unwritten += 1
+            return Answer(event, None)
 
     def predict(self, request: Request) -> Slate:
         """The distribution that `choose` would draw from. No side effect of any kind."""
@@ -267,20 +272,12 @@ class Engine:
     def decision(self, event_id: str) -> Decision:
         """What was decided under this id, and what became of it."""
         with self.lock:
+            if waiting := self.state.joiner.open.get(event_id):
+                return Decision(waiting.choice, Status.PENDING, None)
             done = self.state.joiner.done.get(event_id)
-            if done is None:
-                return Decision(self._again(event_id).event, Status.PENDING, None)
-        return Decision(
-            self._read_back(done).event, done.status, done.reward
-        )  # from the disk: not in the lock
-
-    def _again(self, event_id: str) -> Answer:
-        """A decision made before: from memory while it is open, then from the journal."""
-        if waiting := self.state.joiner.open.get(event_id):
-            return Answer(waiting.choice, waiting.offset)
-        if done := self.state.joiner.done.get(event_id):
-            return self._read_back(done)
-        raise self._unknown(event_id)
+            if not done:
+                raise self._unknown(event_id)
+        return Decision(self._read_back(done).event, done.status, done.reward)
 
     def _read_back(self, done: Done) -> Answer:
         """A decision as it stands in the journal."""
