@@ -191,6 +191,7 @@ class _Housekeeper(threading.Thread):
                 log.error("housekeeping: %s", error)
             except Exception:  # a bug; without ticks and snapshots the rest still works, so it goes on
                 log.exception("housekeeping failed")
+        self._warn()
 
     def _warn(self) -> None:
         """Say of an alarm that it began, once."""
