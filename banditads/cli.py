@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
+import subprocess  # nosec B404 # for `demo`, which starts this program with arguments of its own
 import sys
 import tempfile
 import time
@@ -225,7 +225,9 @@ def _server(arguments: list[str]) -> Iterator[str]:
     """A server of its own in another process, as long as it is needed; gives its URL."""
     command = [sys.executable, "-m", "banditads", "serve", *arguments]
     clean = {name: value for name, value in os.environ.items() if not name.startswith(settings.PREFIX)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean) as process:
+    with subprocess.Popen(  # nosec B603 # no shell, and no word of it is from outside
+        command, stdout=subprocess.PIPE, text=True, env=clean
+    ) as process:
         try:
             assert process.stdout is not None
             words = process.stdout.readline().split()
