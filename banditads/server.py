@@ -255,7 +255,7 @@ def _announce(
 ) -> None:
     """Say where the server is, once it answers."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "localhost": "127.0.0.1"}.get(host, host)  # nosec B104 # read, not bound
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "localhost": "127.0.0.1"}.get(host, host)
     url = f"http://{host}:{port}"
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy would not find us
     while True:

@@ -16,6 +16,7 @@ import pytest
 from conftest import CATALOG, Clock, banditads
 from openapi_spec_validator import validate
 from test_api import Site
+from test_deploy import nginx
 from test_server import refused
 
 from banditads import keys, wire
@@ -819,3 +820,20 @@ def test_our_own_faults_are_logged_without_the_visitors_id_or_the_key(locked, mo
     assert "RuntimeError: broken" in caplog.text
     assert "very-private" not in caplog.text
     assert tokens["admin"][16:] not in caplog.text
+
+
+def test_nginx_passes_keys_and_refusals_on_and_writes_no_key_down(start, tmp_path):
+    token = made(tmp_path / "data", "--scope", "choose")
+    server = start("--policy", "uniform")
+    with nginx(tmp_path, int(server.url.rpartition(":")[2])) as port:
+        url = f"http://127.0.0.1:{port}/choose"
+        let_in = server.session.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
+        refused = [server.session.get(url, timeout=30)]
+        refused.append(server.session.post(url, json={}, headers={"Authorization": "Bearer x"}, timeout=30))
+    assert let_in.status_code == 200
+    for reply in refused:
+        assert (reply.status_code, reply.headers["WWW-Authenticate"]) == (401, "Bearer")
+        assert reply.json()["error"]["code"] == "unauthenticated"
+    logs = "".join((tmp_path / name).read_text() for name in ("access.log", "error.log"))
+    assert logs.count("/choose") == 3
+    assert token[16:] not in logs
