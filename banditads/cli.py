@@ -143,6 +143,7 @@ def create_key(path: Path, scopes: tuple[Any, ...], name: str, rate: float) -> N
     From the first key on, the server asks for one.
     """
     click.echo(keys.create(path, scopes, name=name, rate=rate))
+    click.echo(f"A hash of it is in {path}; a server with another file does not know it.", err=True)
 
 
 @key.command("list")

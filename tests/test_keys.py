@@ -581,6 +581,13 @@ def made(folder, *arguments):
     return done.stdout.strip()
 
 
+def test_the_command_says_where_the_key_is_known(tmp_path):
+    """A key for a directory that no server uses protects nothing."""
+    done = banditads("key", "create", "--data-dir", tmp_path / "data", "--scope", "choose")
+    assert str(tmp_path / "data.keys") in done.stderr
+    assert done.stdout.strip() not in done.stderr
+
+
 def test_the_command_shows_a_secret_once_only(tmp_path):
     folder = tmp_path / "data"
     assert "everybody" in banditads("key", "list", "--data-dir", folder).stderr
