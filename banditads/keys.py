@@ -189,14 +189,14 @@ class Keys:
             raise self._trouble
 
     def check(self, token: str, scope: Scope) -> None:
-        """Nothing, if this token may do this now; `Unauthenticated`, `Forbidden` or `TooMany` if not."""
-        if self.path and self._clock() >= self._next:
-            with self._lock:
-                self._look(self.path)
+        """Nothing, if this token may do this now; `Unauthenticated`, `Forbidden` or `TooMany` if not.
+
+        `Unavailable` while the file is not good.
+        """
+        if trouble := self.trouble():
+            raise Unavailable(trouble)
         if not self.configured:
             return
-        if self._trouble:
-            raise Unavailable("the keys cannot be read, so nobody is let in")
         key = self.known.get(_id(token), NOBODY)
         same = hmac.compare_digest(key.hash.encode(), _hash(token).encode())
         if not same or key is NOBODY:
@@ -206,6 +206,13 @@ class Keys:
         if key.rate:
             with self._lock:
                 self._take(key)
+
+    def trouble(self) -> str:
+        """Why nobody is let in; empty when the file is good, or there never was one."""
+        if self.path and self._clock() >= self._next:
+            with self._lock:
+                self._look(self.path)
+        return "the keys cannot be read, so nobody is let in" if self._trouble else ""
 
     def _take(self, key: Key) -> None:
         """One request off the key's bucket, which holds a second's worth and fills at its rate."""
@@ -233,8 +240,9 @@ class Keys:
         try:
             self.known, self._trouble = read(path), None
         except Fatal as error:
-            self._trouble = error
-            log.critical("nobody is let in: %s", error)
+            if str(error) != str(self._trouble):  # once, not every second
+                log.critical("nobody is let in: %s", error)
+            self._trouble, self._seen = error, error  # look again next time: the reason may lie elsewhere
             return
         self._levels = {id: level for id, level in self._levels.items() if id in self.known}
         log.info("%d keys are known", len(self.known))

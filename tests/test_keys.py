@@ -298,6 +298,24 @@ def test_a_file_that_goes_bad_lets_nobody_in_until_it_is_good_again(path, how, c
     known.check(token, "choose")
 
 
+def test_a_file_that_could_not_be_read_once_is_read_again_though_it_did_not_change(path, monkeypatch):
+    """There may have been too many open files, say."""
+    clock = Clock()
+    known = keys.Keys(path, clock)
+    token = keys.create(path, ("choose",))
+
+    def no_more(*_):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(Path, "open", no_more)
+    clock.now += keys.LOOK_EVERY
+    with pytest.raises(Unavailable):
+        known.check(token, "choose")
+    monkeypatch.undo()
+    clock.now += keys.LOOK_EVERY
+    known.check(token, "choose")
+
+
 def test_no_flipped_bit_and_no_cut_is_taken_for_other_keys_or_for_none(path):
     keys.create(path, ("choose",), name="web", rate=3)
     whole = path.read_bytes()
@@ -685,8 +703,9 @@ def test_a_file_that_is_damaged_stops_a_start_and_closes_a_running_server(start,
     server, path = start("--policy", "uniform"), tmp_path / "data.keys"
     assert status(server, "GET", "/stats", token) == 200
     path.write_bytes(path.read_bytes()[:-5])
-    becomes(503, lambda: status(server, "GET", "/stats", token))
-    assert status(server, "GET", "/stats") == 503
+    becomes(503, lambda: status(server, "GET", "/readyz"))  # a supervisor hears of it
+    assert str(path) not in server("GET", "/readyz").text
+    assert [status(server, "GET", "/stats", each) for each in ("", token)] == [503, 503]
     _, errors = server.end()
     assert "damaged" in errors
     code, said = refused("--data-dir", tmp_path / "data")

@@ -60,7 +60,7 @@ def mount(routes, engine) -> None:  # noqa: D103
     @routes.add("GET", "/readyz", scope=None, reply=Health, statuses={503: "Not able to accept rewards."})
     def readyz(call):
         """Recovered and able to write."""
-        trouble = engine.trouble()
+        trouble = engine.trouble() or routes.keys.trouble()
         return wire.Reply(Health(trouble or "ready"), 503 if trouble else 200)
 
     @routes.add("GET", "/stats", scope="admin", reply=StatsReply)
