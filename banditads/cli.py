@@ -1,4 +1,4 @@
-"""The `banditads` command: serve, demo, replay, verify, export. Each command parses, calls one thing, prints.
+"""The `banditads` command: serve, key, demo, replay, verify, export. Each parses, calls one thing, prints.
 
 Every setting is a flag of `serve`, made from `settings.py`; exit codes come from the one table below. What
 takes long to import is imported by the command that needs it, so that `--help` is quick.
@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
+import subprocess  # nosec B404 # for `demo`, which starts this program with arguments of its own
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from . import __version__, errors, settings
+from . import __version__, errors, keys, settings
 
 EXIT: Mapping[type[Exception], int] = {
     errors.Damaged: 65,
@@ -103,6 +105,70 @@ def serve(config: str, **given: Any) -> None:
     _leave(0)
 
 
+@command.group()
+def key() -> None:
+    """Make, list and take away API keys. A running server knows within a second."""
+
+
+def _keys_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What says where the keys are, as `serve` takes it; the command gets the path."""
+
+    @click.option("--data-dir", metavar="DIR", help="Of the server. [default: banditads-data]")
+    @click.option("--keys-file", metavar="FILE", help="Where its keys are. [default: DIR.keys]")
+    @click.option("--config", envvar="BANDITADS_CONFIG", default="", metavar="FILE", help="Its settings.")
+    @wraps(function)
+    def command(config: str, data_dir: str | None, keys_file: str | None, **given: Any) -> None:
+        flags = {"data_dir": data_dir, "keys_file": keys_file}
+        found = settings.load(config, os.environ, {name: each for name, each in flags.items() if each})
+        function(keys.keys_path(found.keys_file, Path(found.data_dir)), **given)
+
+    return command
+
+
+@key.command("create")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    required=True,
+    type=click.Choice(keys.SCOPES),
+    help="What it may do; admin may do everything. May be repeated.",
+)
+@click.option("--name", default="", help="Of whom it is for, to know it again.")
+@click.option("--rate", default=0.0, help="Requests a second, at most; 0 does not limit them. [default: 0]")
+@_keys_options
+def create_key(path: Path, scopes: tuple[Any, ...], name: str, rate: float) -> None:
+    """Make a key and print it. It is kept nowhere, so this is the only time it is seen.
+
+    From the first key on, the server asks for one.
+    """
+    click.echo(keys.create(path, scopes, name=name, rate=rate))
+    click.echo(f"A hash of it is in {path}; a server with another file does not know it.", err=True)
+
+
+@key.command("list")
+@_keys_options
+def list_keys(path: Path) -> None:
+    """List the keys there are, without their secrets."""
+    known = keys.read(path).values() if path.exists() else []
+    for each in known:
+        rate = f"{each.rate:g}/s" if each.rate else "unlimited"
+        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.created))
+        click.echo(f"{each.id}  {created}  {','.join(each.scopes):19}  {rate:9}  {each.name}".rstrip())
+    if not known:
+        closed = "nobody is let in" if path.exists() else "everybody on this machine may do everything"
+        click.echo(f"There are no keys in {path}: {closed}.", err=True)
+
+
+@key.command("revoke")
+@click.argument("id")
+@_keys_options
+def revoke_key(path: Path, id: str) -> None:
+    """Take a key away, by its ID or by the key itself."""
+    gone = keys.revoke(path, id)
+    click.echo(f"revoked {gone.id} {gone.name}".rstrip())
+
+
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -160,7 +226,9 @@ def _server(arguments: list[str]) -> Iterator[str]:
     """A server of its own in another process, as long as it is needed; gives its URL."""
     command = [sys.executable, "-m", "banditads", "serve", *arguments]
     clean = {name: value for name, value in os.environ.items() if not name.startswith(settings.PREFIX)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean) as process:
+    with subprocess.Popen(  # nosec B603 # no shell, and no word of it is from outside
+        command, stdout=subprocess.PIPE, text=True, env=clean
+    ) as process:
         try:
             assert process.stdout is not None
             words = process.stdout.readline().split()

@@ -8,6 +8,7 @@ reward again always is).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
@@ -27,12 +28,20 @@ class Failed(Exception):
 
 
 class Client:
-    """A connection to the server at `url`. `timeout` is in seconds, for connecting and for each answer."""
+    """A connection to the server at `url`.
 
-    def __init__(self, url: str, timeout: float = 10.0) -> None:
+    `timeout` is in seconds, for connecting and for each answer; `key` is one of `banditads key create`, where
+    the server has keys.
+    """
+
+    def __init__(self, url: str, timeout: float = 10.0, key: str = "") -> None:
         self.url, self.timeout = url.rstrip("/"), timeout
         self._session = requests.Session()
         self._session.trust_env = False  # a proxy for the outside world must not get 127.0.0.1
+        if key:
+            if not re.fullmatch(r"\w+", key, re.ASCII):  # requests would say it aloud
+                raise ValueError("the key holds characters that no key has")
+            self._session.headers["Authorization"] = f"Bearer {key}"
 
     def choose(self, event_id: str, user_id: str, context: Features) -> tuple[str, str]:
         """The id of the ad to show, and the event id to send its reward to."""

@@ -21,15 +21,18 @@ from typing import Any
 from .errors import Damaged, DiskFailure, InUse, Misconfigured
 
 
-def write_durably(path: Path, *parts: bytes, check: Callable[[Path], None] = lambda new: None) -> None:
+def write_durably(
+    path: Path, *parts: bytes, check: Callable[[Path], None] = lambda new: None, mode: int = 0o666
+) -> None:
     """Write a file under a temporary name, and give it its own once the disk has it.
 
-    `check` may look at the finished file and raise. Whatever is raised, the temporary file is gone, and
-    nothing stands under `path` that did not before (after a `DiskFailure` of the folder, the new file may).
+    It gets the permissions `mode`, less the umask. `check` may look at the finished file and raise. Whatever
+    is raised, the temporary file is gone, and nothing stands under `path` that did not before (after a
+    `DiskFailure` of the folder, the new file may).
     """
     new = path.with_name(path.name + ".tmp")
     try:
-        with new.open("wb") as file:
+        with open(new, "wb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, mode)) as file:
             for part in parts:
                 file.write(part)
             file.flush()
@@ -49,6 +52,18 @@ def make_folder(path: Path) -> None:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     for folder in made:
         fsync_folder(folder.parent)
+
+
+def beside(folder: Path, suffix: str, name: str, setting: str) -> Path:
+    """Where a secret of a data directory lies: beside it, unless `name` says where.
+
+    Never in it: whoever gets a copy of the data must not find the secret there. Raises `Misconfigured`.
+    """
+    folder = folder.absolute()
+    path = Path(name).absolute() if name else folder.with_name(f"{folder.name}.{suffix}")
+    if path.resolve().is_relative_to(folder.resolve()):
+        raise Misconfigured(f"setting {setting}: {path} lies inside the data directory {folder}")
+    return path
 
 
 def fsync(number: int, path: Path) -> None:

@@ -46,6 +46,28 @@ class Expired(Refused):
     code = "expired"
 
 
+class Unauthenticated(Refused):
+    """No key, or one that is not known. Does not say which."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(Refused):
+    """The key may do other things, not this one."""
+
+    code = "forbidden"
+
+
+class TooMany(Refused):
+    """More requests than the key's rate. `retry_after` is in whole seconds."""
+
+    code = "too_many"
+
+    def __init__(self, message: str, field: str = "", *, retry_after: int = 1) -> None:
+        super().__init__(message, field)
+        self.retry_after = retry_after
+
+
 class TooLarge(Refused):
     """More bytes than this route takes."""
 

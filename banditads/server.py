@@ -22,7 +22,7 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.server.mt import MTServer
 
-from . import api, diagnosis, signing
+from . import api, diagnosis, keys, signing
 from .clock import Clock
 from .directory import DataDirectory
 from .engine import Engine, recover
@@ -213,7 +213,8 @@ class _Housekeeper(threading.Thread):
 
 def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
     """Serve until SIGTERM or SIGINT; then save and return. Raises `Fatal` for what makes that impossible."""
-    port = check_address(settings)
+    known = keys.Keys(keys.keys_path(settings.keys_file, Path(settings.data_dir)))
+    port = check_address(settings, bool(known.known))
     with opened(settings) as engine:
         server = _OneProcess(
             "banditads",
@@ -229,8 +230,8 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
         server.main_loop_interrupt = _Awake()
         housekeeper = _Housekeeper(engine, settings, server.signal_handler_interrupt)
         housekeeper.start()
-        threading.Thread(target=_announce, args=(engine, settings, port, say), daemon=True).start()
-        application = api.build(engine)
+        threading.Thread(target=_announce, args=(engine, settings, port, known, say), daemon=True).start()
+        application = api.build(engine, known)
         server.serve(target_loader=lambda: application, wrap_loader=False)
         housekeeper.stop.set()
         housekeeper.join()
@@ -238,16 +239,17 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
             raise DiskFailure(engine.failed())
 
 
-def check_address(settings: Settings) -> int:
+def check_address(settings: Settings, has_keys: bool) -> int:
     """The port to listen on. Raises `Misconfigured` if the address is taken, or open to others unasked."""
     try:
         loopback = settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback
     except ValueError:
         raise Misconfigured(f"setting host: {settings.host!r} is not an address") from None
-    if not loopback and not settings.allow_remote:
+    if not (loopback or has_keys or settings.allow_remote):
         raise Misconfigured(
             f"setting host: {settings.host} can be reached by others and there are no keys; "
-            "put a proxy in front and set allow_remote, or listen on 127.0.0.1"
+            "make some with `banditads key create`, or listen on 127.0.0.1 (or, behind a proxy or in a "
+            "container, set allow_remote)"
         )
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as probe:  # granian shares ports, so it would not notice that one is taken
@@ -262,7 +264,9 @@ def check_address(settings: Settings) -> int:
         return port
 
 
-def _announce(engine: Engine, settings: Settings, port: int, say: Callable[[str], None]) -> None:
+def _announce(
+    engine: Engine, settings: Settings, port: int, known: keys.Keys, say: Callable[[str], None]
+) -> None:
     """Say where the server is, once it answers."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "localhost": "127.0.0.1"}.get(host, host)
@@ -281,9 +285,10 @@ def _announce(engine: Engine, settings: Settings, port: int, say: Callable[[str]
     event_id = f"try-{secrets.token_hex(4)}"
     placements = min((ad.placements for ad in ads), key=len, default=())
     placement = f"&placement={quote(placements[0], safe='')}" if placements else ""
+    key = ' -H "Authorization: Bearer $KEY"' if known.configured else ""
     said += [
-        f"  curl '{url}/choose?event_id={event_id}&user_id=u1&device=mobile&daypart=evening{placement}'",
-        f"  curl {url}/reward -H 'Content-Type: application/json' "
+        f"  curl{key} '{url}/choose?event_id={event_id}&user_id=u1&device=mobile&daypart=evening{placement}'",
+        f"  curl{key} {url}/reward -H 'Content-Type: application/json' "
         f'-d \'{{"event_id": "{event_id}", "reward": {settings.reward_max!r}}}\'',
     ]
     if not ads:

@@ -55,13 +55,23 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             "Must lie outside the data directory. Empty: beside it, with `.key` appended to its name."
         ),
     ] = ""
-    host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
+    keys_file: Annotated[
+        str,
+        Meta(
+            description="API keys, hashed, made by `banditads key create`; without this file everybody who "
+            "reaches the port may do everything. Must lie outside the data directory. Empty: beside it, with "
+            "`.keys` appended to its name."
+        ),
+    ] = ""
+    host: Annotated[
+        str, Meta(description="Address to listen on; one that is not loopback needs keys, or `allow_remote`.")
+    ] = "127.0.0.1"
     port: Annotated[int, Meta(description="Port to listen on; 0 takes a free one.", ge=0, le=65535)] = 8080
     allow_remote: Annotated[
         bool,
         Meta(
             description="Listen on an address that is not loopback, though there are no keys: whoever "
-            "reaches the port may decide, reward and change the catalog. Put a proxy in front."
+            "reaches the port may decide, reward and change the catalog. For a container or behind a proxy."
         ),
     ] = False
     threads: Annotated[

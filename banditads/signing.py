@@ -21,7 +21,7 @@ from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
-from .directory import fsync, fsync_folder, make_folder
+from .directory import beside, fsync, fsync_folder, make_folder
 from .errors import Misconfigured
 
 KEY_BYTES = 32
@@ -67,15 +67,8 @@ def load(path: Path) -> bytes:
 
 
 def key_path(name: str, folder: Path) -> Path:
-    """Where the key of a data directory lies: beside it, unless `name` says where.
-
-    Never in it: whoever gets a copy of the data must not find the key there. Raises `Misconfigured`.
-    """
-    folder = folder.absolute()
-    path = Path(name).absolute() if name else folder.with_name(f"{folder.name}.key")
-    if path.resolve().is_relative_to(folder.resolve()):
-        raise Misconfigured(f"setting key_file: {path} lies inside the data directory {folder}")
-    return path
+    """Where the secret of a data directory lies: beside it, unless `name` says where."""
+    return beside(folder, "key", name, "key_file")
 
 
 def derive(key: bytes, purpose: str) -> bytes:

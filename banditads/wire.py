@@ -20,11 +20,14 @@ MAX_QUERY = 300  # parameters
 
 STATUS: Mapping[type[Exception], int] = {
     errors.Invalid: 400,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
     errors.Unknown: 404,
     errors.Conflict: 409,
     errors.Expired: 410,
     errors.TooLarge: 413,
     errors.Unsupported: 415,
+    errors.TooMany: 429,
     errors.Unavailable: 503,
     errors.DiskFailure: 503,
 }
@@ -33,12 +36,15 @@ REASONS = {
     204: "No Content",
     302: "Found",
     400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     409: "Conflict",
     410: "Gone",
     413: "Content Too Large",
     415: "Unsupported Media Type",
+    429: "Too Many Requests",
     500: "Internal Server Error",
     503: "Service Unavailable",
 }
@@ -65,6 +71,7 @@ class Incoming(Protocol):
     content_type: str | None
     content_length: int | None
     stream: Any
+    auth: str | None  # the header Authorization
 
 
 class Reply(NamedTuple):
@@ -74,6 +81,12 @@ class Reply(NamedTuple):
     status: int = 200
     headers: Mapping[str, str] = {}
     content_type: str = JSON
+
+
+def bearer(request: Incoming) -> str:
+    """The token of `Authorization: Bearer ...`; empty where there is none."""
+    scheme, _, token = (request.auth or "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def query(request: Incoming) -> dict[str, str]:
@@ -133,7 +146,11 @@ def refusal(error: Exception) -> Reply:
     status = STATUS.get(type(error))
     if status is None:
         return Reply(ErrorReply(ErrorBody("internal", "something went wrong here; it has been logged")), 500)
-    headers = {"Retry-After": str(errors.Unavailable.retry_after)} if status == 503 else {}
+    headers = {}
+    if status in (429, 503):
+        headers["Retry-After"] = str(getattr(error, "retry_after", errors.Unavailable.retry_after))
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, errors.Refused):
         return Reply(ErrorReply(ErrorBody(error.code, error.message, error.field)), status, headers)
     said = ErrorBody("unavailable", "the disk has failed; nothing is accepted until a restart")

@@ -76,8 +76,3 @@ def test_the_tables_of_options_are_the_options():
         (ROOT / "docs/policies.md").write_text(page)
 
     assert page.partition("## Options\n\n")[2] == table_of_options(), "run this test with WRITE_DOCS=1"
-
-
-def test_nothing_is_pickled_and_nothing_evaluated():
-    for path in (ROOT / "banditads").rglob("*.py"):
-        assert not re.search(r"\bpickle\b(?!d)|\beval\(|\bexec\(|cloudpickle|joblib", path.read_text()), path

@@ -22,7 +22,7 @@ import numpy as np
 np.unicode_ = np.str_  # noqa: NPY201  (hug 2.6.1 still asks for the name that NumPy 2 dropped)
 import hug  # noqa: E402
 
-from .. import errors, parsing, wire  # noqa: E402
+from .. import errors, keys, parsing, wire  # noqa: E402
 
 log = logging.getLogger(__name__)
 _serial = itertools.count()
@@ -33,6 +33,7 @@ class Route(NamedTuple):
 
     method: str
     path: str  # with at most one variable, called {id}
+    scope: keys.Scope | None  # what a key must be good for; None asks for none
     query: Mapping[str, str]  # parameter -> what it means; others are refused, unless there is "*"
     body: Any  # type of the body; None takes none
     reply: Any  # type of the reply; None has none
@@ -61,12 +62,14 @@ class Routes:
         hug's.
     all
         Every route in the order in which it was declared.
+    keys
+        Who may do what.
     observe
         Told of every request: method, path as declared, status, seconds.
     """
 
-    def __init__(self, api: hug.API) -> None:
-        self.api = api
+    def __init__(self, api: hug.API, known: keys.Keys) -> None:
+        self.api, self.keys = api, known
         self.all: list[Route] = []
         self.observe: Callable[[str, str, int, float], None] = lambda *_: None
 
@@ -75,6 +78,7 @@ class Routes:
         method: str,
         path: str,
         *,
+        scope: keys.Scope | None,
         query: Mapping[str, str] | None = None,
         body: Any = None,
         reply: Any = None,
@@ -87,7 +91,9 @@ class Routes:
 
         def declare(handler):
             doc = inspect.getdoc(handler) or ""
-            route = Route(method, path, query or {}, body, reply, statuses or {}, media, limit, produces, doc)
+            route = Route(
+                method, path, scope, query or {}, body, reply, statuses or {}, media, limit, produces, doc
+            )
             self.all.append(route)
 
             def run(request, response, id=""):
@@ -106,6 +112,8 @@ class Routes:
 
     def _answer(self, route: Route, handler, request, id: str) -> wire.Reply:
         try:
+            if route.scope is not None:  # before anything else of the request is read
+                self.keys.check(wire.bearer(request), route.scope)
             query = wire.query(request)
             if "*" not in route.query and (unknown := query.keys() - route.query.keys()):
                 raise errors.Invalid("this route has no such parameter", min(unknown)[:128])
@@ -155,10 +163,10 @@ def _as_it_is(content, request, response):
 _as_it_is.content_type = parsing.JSON
 
 
-def build(engine) -> Callable[..., Any]:
-    """The WSGI application of one engine. Several can live in one process."""
+def build(engine, known: keys.Keys | None = None) -> Callable[..., Any]:
+    """The WSGI application of one engine, for whom it may concern. Several can live in one process."""
     api = hug.API(f"banditads-{next(_serial)}")  # hug keeps one API per name; each engine gets its own
-    routes = Routes(api)
+    routes = Routes(api, known or keys.Keys(None))
     for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
         importlib.import_module(f"{__name__}.{module.name}").mount(routes, engine)
     api.http.set_not_found_handler(_not_found)

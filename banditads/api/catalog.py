@@ -50,6 +50,7 @@ def mount(routes, engine) -> None:  # noqa: D103
     @routes.add(
         "GET",
         "/catalog/ads",
+        scope="admin",
         query={"after": "Only ids after this one.", "limit": "At most so many; 1000."},
         reply=Ads,
     )
@@ -66,6 +67,7 @@ def mount(routes, engine) -> None:  # noqa: D103
     @routes.add(
         "POST",
         "/catalog/ads",
+        scope="admin",
         body=bytes,
         reply=Stored,
         media=(parsing.JSON, *JSON_LINES),
@@ -75,7 +77,7 @@ def mount(routes, engine) -> None:  # noqa: D103
         """Add or replace many ads, as an array or as JSON Lines: all of them or none."""
         return put(check_ads(call.body, lines=call.media in JSON_LINES))
 
-    @routes.add("GET", "/catalog/ads/{id}", reply=AdReply, statuses={404: "No such ad."})
+    @routes.add("GET", "/catalog/ads/{id}", scope="admin", reply=AdReply, statuses={404: "No such ad."})
     def get_ad(call):
         """One ad."""
         ad = engine.state.catalog.ads.get(call.id)
@@ -83,7 +85,7 @@ def mount(routes, engine) -> None:  # noqa: D103
             raise Unknown(f"there is no ad {call.id!r}", "id")
         return _reply(ad)
 
-    @routes.add("PUT", "/catalog/ads/{id}", body=AdBody, reply=Stored)
+    @routes.add("PUT", "/catalog/ads/{id}", scope="admin", body=AdBody, reply=Stored)
     def put_ad(call):
         """Add an ad, or replace it. Decisions already made keep the features they were made with."""
         if call.body.id not in ("", call.id):
@@ -91,7 +93,7 @@ def mount(routes, engine) -> None:  # noqa: D103
         call.body.id = call.id
         return put([check_ad(call.body, "ad")])
 
-    @routes.add("DELETE", "/catalog/ads/{id}", reply=Stored, statuses={404: "No such ad."})
+    @routes.add("DELETE", "/catalog/ads/{id}", scope="admin", reply=Stored, statuses={404: "No such ad."})
     def delete_ad(call):
         """Take an ad out of the catalog. Decisions already made with it can still be rewarded."""
         return Stored(1, engine.remove_ad(call.id))

@@ -32,7 +32,7 @@ def mount(routes, engine) -> None:  # noqa: D103
 
     routes.observe = observe
 
-    @routes.add("GET", "/metrics", produces=TEXT)
+    @routes.add("GET", "/metrics", scope="admin", produces=TEXT)
     def metrics(call):
         """Counters and gauges in Prometheus' text format."""
         return wire.Reply(generate_latest(registry), content_type=TEXT)

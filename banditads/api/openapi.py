@@ -12,24 +12,36 @@ REF = "#/components/schemas/{name}"
 EVERY = {400: "Malformed or out of range; nothing changed.", 500: "Our fault; logged."}
 WRITES = {413: "Too large to be taken down.", 503: "The disk refused; safe to send again."}
 FORGOTTEN = {410: "Known, and too old."}
+KEYED = {
+    401: "No key, or a wrong one.",
+    403: "The key may not do this.",
+    429: "More than the key's rate; Retry-After says when.",
+    503: "Not possible just now; Retry-After says when.",
+}
+BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "A key of `banditads key create`. The word beside it is the scope that it must have; the "
+    "scope admin is good for all.",
+}
 
 
 def mount(routes, engine) -> None:  # noqa: D103
-    @routes.add("GET", "/openapi.json", reply=dict[str, Any])
+    @routes.add("GET", "/openapi.json", scope=None, reply=dict[str, Any])
     def openapi(call):
         """This document."""
-        return document(routes.all)
+        return document(routes.all, locked=routes.keys.configured)
 
 
-def document(routes) -> dict[str, Any]:
-    """OpenAPI 3.1 for these routes."""
+def document(routes, locked: bool) -> dict[str, Any]:
+    """OpenAPI 3.1 for these routes; `locked` when there are keys."""
     kinds = [wire.ErrorReply]
     kinds += [each for route in routes for each in (route.body, route.reply) if each not in (None, bytes)]
     schemas, components = msgspec.json.schema_components(kinds, ref_template=REF)
     schema = dict(zip(map(repr, kinds), schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema)
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema, locked)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -39,11 +51,11 @@ def document(routes) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, "securitySchemes": {"bearer": BEARER}},
     }
 
 
-def _operation(route, schema) -> dict[str, Any]:
+def _operation(route, schema, locked) -> dict[str, Any]:
     words = [word for word in route.path.replace("{id}", "one").replace(".", "/").split("/") if word]
     error = {parsing.JSON: {"schema": schema[repr(wire.ErrorReply)]}}
     good = {"description": "Done."}
@@ -52,7 +64,7 @@ def _operation(route, schema) -> dict[str, Any]:
         good["content"] = {parsing.JSON: content, parsing.MSGPACK: content}
     elif route.produces != parsing.JSON:
         good["content"] = {route.produces.partition(";")[0]: {"schema": {"type": "string"}}}
-    statuses = dict(EVERY)
+    statuses = dict(EVERY) | (KEYED if route.scope is not None else {})
     if route.method in ("POST", "PUT", "DELETE") or route.path.startswith("/impression"):
         statuses |= WRITES
     if route.path.startswith(("/choose", "/click", "/impression")):
@@ -68,6 +80,7 @@ def _operation(route, schema) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": "_".join([route.method.lower(), *words]),
         "summary": route.doc.splitlines()[0],
+        "security": _security(route, locked),
         "parameters": _parameters(route),
         "responses": replies,
     }
@@ -80,6 +93,13 @@ def _operation(route, schema) -> dict[str, Any]:
         content = {"schema": schema[repr(route.body)]}
         operation["requestBody"] = {"content": dict.fromkeys(route.media, content), "required": True}
     return operation
+
+
+def _security(route, locked) -> list[dict[str, Any]]:
+    """Alternatives: the key that is needed, or none; an empty list needs none ever."""
+    if route.scope is None:
+        return []
+    return [{"bearer": [route.scope]}] if locked else [{"bearer": [route.scope]}, {}]
 
 
 def _parameters(route) -> list[dict[str, Any]]:

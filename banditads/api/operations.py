@@ -66,21 +66,21 @@ class SnapshotReply(msgspec.Struct):
 
 
 def mount(routes, engine) -> None:  # noqa: D103
-    @routes.add("HEAD", "/healthz")
-    @routes.add("GET", "/healthz", reply=Health)
+    @routes.add("HEAD", "/healthz", scope=None)
+    @routes.add("GET", "/healthz", scope=None, reply=Health)
     def healthz(call):
         """The process is alive."""
         return Health()
 
-    @routes.add("HEAD", "/readyz", statuses={503: "Not able to accept rewards."})
-    @routes.add("GET", "/readyz", reply=Ready, statuses={503: "Not able to accept rewards."})
+    @routes.add("HEAD", "/readyz", scope=None, statuses={503: "Not able to accept rewards."})
+    @routes.add("GET", "/readyz", scope=None, reply=Ready, statuses={503: "Not able to accept rewards."})
     def readyz(call):
         """Recovered and able to write."""
-        trouble = engine.trouble()
+        trouble = engine.trouble() or routes.keys.trouble()
         said = Ready(trouble or "ready", [AlarmReply(*alarm) for alarm in engine.alarms()])
         return wire.Reply(said, 503 if trouble else 200)
 
-    @routes.add("GET", "/stats", reply=StatsReply)
+    @routes.add("GET", "/stats", scope="admin", reply=StatsReply)
     def stats(call):
         """What was shown and what it earned, in total and by ad."""
         with engine.lock:
@@ -104,12 +104,12 @@ def mount(routes, engine) -> None:  # noqa: D103
                 state.applied,
             )
 
-    @routes.add("POST", "/snapshot", reply=SnapshotReply, statuses={503: "The disk refused."})
+    @routes.add("POST", "/snapshot", scope="admin", reply=SnapshotReply, statuses={503: "The disk refused."})
     def snapshot(call):
         """Save the state now."""
         return SnapshotReply(engine.snapshot())
 
-    @routes.add("GET", "/help", reply=dict[str, Any])
+    @routes.add("GET", "/help", scope=None, reply=dict[str, Any])
     def help_page(call):
         """hug's own help: every handler with its usage. The contract is /openapi.json."""
         return routes.api.http.documentation()

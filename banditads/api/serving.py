@@ -13,6 +13,7 @@ from ..errors import Invalid
 from ..events import Ad, Unfilled
 from ..features import clean
 from ..parsing import AdBody, check_ad, check_id
+from .tracking import trusted
 
 MAX_INLINE = 1000  # inline candidates of one request
 RESERVED = {
@@ -48,7 +49,10 @@ class ShownAd(msgspec.Struct):
 
 
 class ChooseReply(msgspec.Struct):
-    """A decision. `offset` is null, and a reward impossible, when the disk refused to take it down."""
+    """A decision. `offset` is null, and a reward impossible, when the disk refused to take it down.
+
+    The URLs are null when there are keys and the event id is not the server's own.
+    """
 
     event_id: str
     ad: ShownAd
@@ -56,8 +60,8 @@ class ChooseReply(msgspec.Struct):
     propensities: dict[str, float]
     policy: str
     offset: int | None
-    click_url: str
-    impression_url: str
+    click_url: str | None
+    impression_url: str | None
 
 
 class PredictReply(msgspec.Struct):
@@ -108,6 +112,8 @@ def mount(routes, engine) -> None:  # noqa: D103
         if isinstance(event, Unfilled):
             return wire.Reply(status=204, headers={"X-Event-Id": event.event_id})
         ad = engine.shown(event)
+        quoted = quote(event.event_id, safe="")
+        linked = trusted(routes, engine, event.event_id)
         return wire.Reply(
             ChooseReply(
                 event.event_id,
@@ -116,8 +122,8 @@ def mount(routes, engine) -> None:  # noqa: D103
                 event.propensities,
                 event.policy,
                 offset,
-                f"/click/{quote(event.event_id, safe='')}",
-                f"/impression/{quote(event.event_id, safe='')}",
+                f"/click/{quoted}" if linked else None,
+                f"/impression/{quoted}" if linked else None,
             )
         )
 
@@ -126,22 +132,22 @@ def mount(routes, engine) -> None:  # noqa: D103
         ids = [ad.id for ad in slate.ads]
         return PredictReply(dict(zip(ids, slate.pmf.tolist(), strict=True)), engine.state.policy_name)
 
-    @routes.add("GET", "/choose", query=any_query, reply=ChooseReply, statuses=nothing)
+    @routes.add("GET", "/choose", scope="choose", query=any_query, reply=ChooseReply, statuses=nothing)
     def get_choose(call):
         """Pick an ad for this visitor. Query values are text; send numbers with POST."""
         return choose(_from_query(call.query))
 
-    @routes.add("POST", "/choose", body=ChooseBody, reply=ChooseReply, statuses=nothing)
+    @routes.add("POST", "/choose", scope="choose", body=ChooseBody, reply=ChooseReply, statuses=nothing)
     def post_choose(call):
         """Pick an ad for this visitor, among the catalog's or among those in the body."""
         return choose(call.body)
 
-    @routes.add("GET", "/predict", query=any_query, reply=PredictReply)
+    @routes.add("GET", "/predict", scope="choose", query=any_query, reply=PredictReply)
     def get_predict(call):
         """The probabilities that /choose would draw from. No side effect."""
         return predict(_from_query(call.query))
 
-    @routes.add("POST", "/predict", body=ChooseBody, reply=PredictReply)
+    @routes.add("POST", "/predict", scope="choose", body=ChooseBody, reply=PredictReply)
     def post_predict(call):
         """The probabilities that /choose would draw from. No side effect."""
         return predict(call.body)
@@ -149,6 +155,7 @@ def mount(routes, engine) -> None:  # noqa: D103
     @routes.add(
         "POST",
         "/reward",
+        scope="reward",
         body=RewardBody,
         reply=RewardReply,
         statuses={
@@ -164,7 +171,11 @@ def mount(routes, engine) -> None:  # noqa: D103
         return RewardReply(receipt.status, receipt.offset)
 
     @routes.add(
-        "GET", "/decisions/{id}", reply=DecisionReply, statuses={404: "No such event.", 410: "Forgotten."}
+        "GET",
+        "/decisions/{id}",
+        scope="admin",
+        reply=DecisionReply,
+        statuses={404: "No such event.", 410: "Forgotten."},
     )
     def decision(call):
         """What was decided, with which probabilities, from which features, and what became of it."""
