@@ -33,6 +33,7 @@ BEYOND_SCHEMA = (
     ("another one than in the path", "id"),
     ("may have at most 16384 bytes", "creative"),
     ("has no name", "query"),
+    ("Expected `int`, got `float`", "slots"),  # 1.0 is an integer to JSON Schema, and not in MessagePack
 )
 
 
