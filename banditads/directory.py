@@ -155,10 +155,12 @@ def read_config(folder: Path) -> dict[str, Any] | None:
         checksum, _, text = path.read_text("utf-8").partition("\n")
         if checksum != _checksum(text.removesuffix("\n")) or not text.endswith("\n"):
             raise ValueError("its checksum does not fit")
-        stored: dict[str, Any] = json.loads(text)
+        stored = json.loads(text)
+        if not isinstance(stored, dict):
+            raise ValueError("it is not an object")
     except FileNotFoundError:
         return None
-    except ValueError as error:  # not UTF-8, not JSON, not ours
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, not ours
         raise Damaged(
             f"{path} is damaged: {error}. If you know the configuration that was in force, remove the file "
             "and start with exactly that"

@@ -155,4 +155,7 @@ def encode(event: Event) -> bytes:
 
 def decode(raw: bytes) -> Event:
     """The inverse of `encode`. Raises `msgspec.DecodeError` for anything else."""
-    return _decoder.decode(raw)
+    try:
+        return _decoder.decode(raw)
+    except UnicodeDecodeError as error:  # msgspec lets it through where the name of the event stands
+        raise msgspec.DecodeError(str(error)) from None

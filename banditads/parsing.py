@@ -10,14 +10,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from math import isfinite
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec import Meta
 
 from .errors import Invalid
 from .events import Ad
-from .features import clean
+from .features import MAX_FEATURES, clean
 
 T = TypeVar("T")
 
@@ -27,19 +28,35 @@ MAX_ADS = 100_000  # at once, and in a catalog
 MAX_CREATIVE = 16 * 2**10  # bytes
 MAX_URL = 2048  # characters
 MAX_DEPTH = 16  # levels of a creative
+# For the contract only; refusing is done below and in `features`, in sentences. JSON Schema cannot name the
+# characters that are not printable; of those up to U+00FF this lists all.
+PRINTABLE = r"^[^\x00-\x1f\x7f-\xa0\xad]*$"
+SHORT = {"maxLength": MAX_ID, "pattern": PRINTABLE}
+MaybeId: TypeAlias = Annotated[str, Meta(extra_json_schema=SHORT)]
+Id: TypeAlias = Annotated[str, Meta(extra_json_schema=SHORT | {"minLength": 1})]
+Named: TypeAlias = Annotated[dict[Id, Any], Meta(extra_json_schema={"maxProperties": MAX_FEATURES})]
+Url: TypeAlias = Annotated[
+    str, Meta(extra_json_schema={"maxLength": MAX_URL, "pattern": "^(https?://[!-~]+)?$"})
+]
 
 
 class AdBody(msgspec.Struct, forbid_unknown_fields=True):
-    """An ad as people write it: in a request, or as a line of a catalog file."""
+    """An ad as people write it where its id is said elsewhere."""
 
-    id: str = ""
-    features: dict[str, Any] = {}
-    landing_url: str = ""
+    id: MaybeId = ""
+    features: Named = {}
+    landing_url: Url = ""
     creative: dict[str, Any] = {}
-    placements: list[str] = []
+    placements: Annotated[list[Id], Meta(extra_json_schema={"maxItems": 100})] = []
     starts: float | None = None
     ends: float | None = None
     house: bool = False
+
+
+class ListedAd(AdBody, forbid_unknown_fields=True, kw_only=True):
+    """An ad among others: in a request, or as a line of a catalog file."""
+
+    id: Id
 
 
 def decode(raw: bytes, kind: type[T], media: str = JSON) -> T:
@@ -98,11 +115,11 @@ def check_ads(raw: bytes, lines: bool) -> list[Ad]:
         for number, line in enumerate(raw.splitlines(), 1):
             if line.strip():
                 try:
-                    ads.append(check_ad(decode(line, AdBody), "ad"))
+                    ads.append(check_ad(decode(line, ListedAd), "ad"))
                 except Invalid as error:
                     raise Invalid(error.message, f"line {number}: {error.field}") from None
     else:
-        ads = [check_ad(body, f"[{number}]") for number, body in enumerate(decode(raw, list[AdBody]))]
+        ads = [check_ad(body, f"[{number}]") for number, body in enumerate(decode(raw, list[ListedAd]))]
     ids = Counter(ad.id for ad in ads)
     if len(ids) < len(ads):
         raise Invalid(f"the id {ids.most_common(1)[0][0]!r} is given twice", "id")

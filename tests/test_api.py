@@ -224,6 +224,9 @@ REFUSED = [
     ("GET", "/", None, 404, "path"),
     ("GET", "/v1/choose", None, 404, "path"),
     ("DELETE", "/choose", None, 405, "method"),
+    ("BREW", "/catalog/ads/a", None, 405, "method"),
+    ("BREW", "/nowhere", None, 404, "path"),
+    ("GET", "/predict?event_id=%C2%84", None, 400, "event_id"),
 ]
 
 

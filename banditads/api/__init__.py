@@ -14,12 +14,14 @@ import logging
 import pkgutil
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import numpy as np
 
 np.unicode_ = np.str_  # noqa: NPY201  (hug 2.6.1 still asks for the name that NumPy 2 dropped)
+import falcon  # noqa: E402
 import hug  # noqa: E402
 
 from .. import errors, keys, parsing, wire  # noqa: E402
@@ -36,6 +38,7 @@ class Route(NamedTuple):
     scope: keys.Scope | None  # what a key must be good for; None asks for none
     query: Mapping[str, str]  # parameter -> what it means; others are refused, unless there is "*"
     body: Any  # type of the body; None takes none
+    shape: Any  # what a body of bytes is made of, for the contract
     reply: Any  # type of the reply; None has none
     statuses: Mapping[int, str]  # status other than 200 -> when
     media: tuple[str, ...]  # content types of the body
@@ -81,6 +84,7 @@ class Routes:
         scope: keys.Scope | None,
         query: Mapping[str, str] | None = None,
         body: Any = None,
+        shape: Any = None,
         reply: Any = None,
         statuses: Mapping[int, str] | None = None,
         media: tuple[str, ...] = (parsing.JSON, parsing.MSGPACK),
@@ -91,8 +95,9 @@ class Routes:
 
         def declare(handler):
             doc = inspect.getdoc(handler) or ""
+            said, parameters = statuses or {}, query or {}
             route = Route(
-                method, path, scope, query or {}, body, reply, statuses or {}, media, limit, produces, doc
+                method, path, scope, parameters, body, shape or body, reply, said, media, limit, produces, doc
             )
             self.all.append(route)
 
@@ -173,7 +178,7 @@ def build(engine, known: keys.Keys | None = None) -> Callable[..., Any]:
     versions, api.http.versions = api.http.versions, set()  # or hug adds every route again under /v{n}
     application = api.http.server()
     api.http.versions = versions  # its help needs them
-    application.set_error_serializer(_serialise)
+    application.set_error_serializer(partial(_serialise, routes))
     return _Edge(application, routes)
 
 
@@ -209,11 +214,15 @@ def _not_found(request, response, *args, **kwargs) -> None:
 _not_found.interface = True  # hug asks for the mark of something that answers by itself
 
 
-def _serialise(request, response, error) -> None:
+def _serialise(routes: Routes, request, response, error) -> None:
     """falcon's own refusals: a method that a route does not have, a header that cannot be read."""
     status = int(error.status.split()[0])
     if status not in wire.REASONS:
         status = 400
+    if request.method not in falcon.COMBINED_METHODS:  # falcon would call that a bad request
+        status = 405
+        allowed = [route.method for route in routes.all if route.path == request.uri_template]
+        response.set_header("Allow", ", ".join([*dict.fromkeys(allowed), "OPTIONS"]))
     if status == 405:
         _error(response, 405, "unsupported", "this route does not have that method", "method")
     else:

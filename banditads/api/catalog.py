@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from .. import parsing
 from ..errors import Invalid, Unknown
 from ..events import Ad
-from ..parsing import AdBody, check_ad, check_ads
+from ..parsing import AdBody, ListedAd, check_ad, check_ads
 
 MAX_BULK = 16 * 2**20  # bytes of many ads at once
+SOME_ADS = msgspec.Meta(extra_json_schema={"minItems": 1, "maxItems": parsing.MAX_ADS, "uniqueItems": True})
 JSON_LINES = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines")
 
 
@@ -51,7 +52,7 @@ def mount(routes, engine) -> None:  # noqa: D103
         "GET",
         "/catalog/ads",
         scope="admin",
-        query={"after": "Only ids after this one.", "limit": "At most so many; 1000."},
+        query={"after": "Only ids after this one.", "limit": "At most so many, 1 to 1000; 1000."},
         reply=Ads,
     )
     def list_ads(call):
@@ -69,6 +70,7 @@ def mount(routes, engine) -> None:  # noqa: D103
         "/catalog/ads",
         scope="admin",
         body=bytes,
+        shape=Annotated[list[ListedAd], SOME_ADS],
         reply=Stored,
         media=(parsing.JSON, *JSON_LINES),
         limit=MAX_BULK,

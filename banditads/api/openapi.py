@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
-from .. import __version__, parsing, wire
+from .. import __version__, features, parsing, wire
 
 REF = "#/components/schemas/{name}"
 EVERY = {400: "Malformed or out of range; nothing changed.", 500: "Our fault; logged."}
-WRITES = {413: "Too large to be taken down.", 503: "The disk refused; safe to send again."}
+WRITES = {503: "The disk refused; safe to send again."}
 FORGOTTEN = {410: "Known, and too old."}
 KEYED = {
     401: "No key, or a wrong one.",
@@ -24,19 +24,36 @@ BEARER = {
     "description": "A key of `banditads key create`. The word beside it is the scope that it must have; the "
     "scope admin is good for all.",
 }
+TEXT = {"type": "string"}
+MAYBE_ID = TEXT | parsing.SHORT
+ID = MAYBE_ID | {"minLength": 1}
+QUERY = {  # what a parameter may be, where not any text
+    "slots": {"type": "integer", "const": 1},
+    "limit": {"type": "integer", "minimum": 1, "maximum": 1000},
+    **dict.fromkeys(("user_id", "placement", "request_id", "event_id"), MAYBE_ID),
+}
+FREE = {  # the parameters that are features
+    "type": "object",
+    "propertyNames": {"minLength": 1, "maxLength": features.MAX_NAME, "pattern": parsing.PRINTABLE},
+    "additionalProperties": TEXT | {"maxLength": features.MAX_STRING, "pattern": parsing.PRINTABLE},
+    "maxProperties": features.MAX_FEATURES,
+}
 
 
 def mount(routes, engine) -> None:  # noqa: D103
     @routes.add("GET", "/openapi.json", scope=None, reply=dict[str, Any])
     def openapi(call):
         """This document."""
-        return document(routes.all, locked=routes.keys.configured)
+        found = document(routes.all, locked=routes.keys.configured)
+        reward = found["components"]["schemas"]["RewardBody"]["properties"]["reward"]
+        reward |= {"minimum": engine.state.reward_min, "maximum": engine.state.reward_max}
+        return found
 
 
 def document(routes, locked: bool) -> dict[str, Any]:
     """OpenAPI 3.1 for these routes; `locked` when there are keys."""
     kinds = [wire.ErrorReply]
-    kinds += [each for route in routes for each in (route.body, route.reply) if each not in (None, bytes)]
+    kinds += [each for route in routes for each in (route.shape, route.reply) if each is not None]
     schemas, components = msgspec.json.schema_components(kinds, ref_template=REF)
     schema = dict(zip(map(repr, kinds), schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
@@ -57,15 +74,17 @@ def document(routes, locked: bool) -> dict[str, Any]:
 
 def _operation(route, schema, locked) -> dict[str, Any]:
     words = [word for word in route.path.replace("{id}", "one").replace(".", "/").split("/") if word]
-    error = {parsing.JSON: {"schema": schema[repr(wire.ErrorReply)]}}
+    said = {"schema": schema[repr(wire.ErrorReply)]}
+    error = {parsing.JSON: said, parsing.MSGPACK: said}
     good = {"description": "Done."}
     if route.reply is not None:
         content = {"schema": schema[repr(route.reply)]}
         good["content"] = {parsing.JSON: content, parsing.MSGPACK: content}
     elif route.produces != parsing.JSON:
         good["content"] = {route.produces.partition(";")[0]: {"schema": {"type": "string"}}}
-    statuses = dict(EVERY) | (KEYED if route.scope is not None else {})
-    if route.method in ("POST", "PUT", "DELETE") or route.path.startswith("/impression"):
+    statuses = dict(EVERY) | (KEYED if locked and route.scope is not None else {})
+    changes = route.method in ("POST", "PUT", "DELETE") or route.path.startswith("/impression")
+    if changes and not route.path.startswith(("/choose", "/predict")):  # those answer from memory
         statuses |= WRITES
     if route.path.startswith(("/choose", "/click", "/impression")):
         statuses |= FORGOTTEN
@@ -84,14 +103,13 @@ def _operation(route, schema, locked) -> dict[str, Any]:
         "parameters": _parameters(route),
         "responses": replies,
     }
-    if route.body is bytes:
-        operation["requestBody"] = {
-            "content": {each: {"schema": {}} for each in route.media},
-            "required": True,
+    if route.body is not None:
+        content = {"schema": schema[repr(route.shape)]}
+        spoken = {
+            each: content if each in (parsing.JSON, parsing.MSGPACK) else {"schema": TEXT}
+            for each in route.media
         }
-    elif route.body is not None:
-        content = {"schema": schema[repr(route.body)]}
-        operation["requestBody"] = {"content": dict.fromkeys(route.media, content), "required": True}
+        operation["requestBody"] = {"content": spoken, "required": True}
     return operation
 
 
@@ -103,16 +121,14 @@ def _security(route, locked) -> list[dict[str, Any]]:
 
 
 def _parameters(route) -> list[dict[str, Any]]:
-    text = {"type": "string"}
     found = [
-        {"name": name, "in": "query", "description": help, "schema": text}
+        {"name": name, "in": "query", "description": help, "schema": QUERY.get(name, TEXT)}
         for name, help in route.query.items()
         if name != "*"
     ]
     if "*" in route.query:
-        free = {"type": "object", "additionalProperties": text}
-        found.append({"name": "context", "in": "query", "description": route.query["*"], "schema": free})
+        found.append({"name": "context", "in": "query", "description": route.query["*"], "schema": FREE})
         found[-1] |= {"style": "form", "explode": True}
     if "{id}" in route.path:
-        found.append({"name": "id", "in": "path", "required": True, "schema": text})
+        found.append({"name": "id", "in": "path", "required": True, "schema": ID})
     return found

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import msgspec
+from msgspec import Meta
 
 from .. import wire
 from ..choosing import Request
 from ..errors import Invalid
 from ..events import Ad, Unfilled
 from ..features import clean
-from ..parsing import AdBody, check_ad, check_id
+from ..parsing import Id, ListedAd, MaybeId, Named, check_ad, check_id
 from .tracking import trusted
 
 MAX_INLINE = 1000  # inline candidates of one request
@@ -24,19 +25,21 @@ RESERVED = {
     "exclude": "Ids that must not be shown, separated by commas.",
     "event_id": "An id of your own for this decision.",
 }
+ONE = Meta(extra_json_schema={"const": 1})
+SOME_ADS = Meta(extra_json_schema={"minItems": 1, "maxItems": MAX_INLINE, "uniqueItems": True})
 
 
 class ChooseBody(msgspec.Struct, forbid_unknown_fields=True):
     """What to decide."""
 
-    user_id: str = ""
-    placement: str = ""
-    context: dict[str, Any] = {}
-    ads: list[str | AdBody] | None = None
+    user_id: MaybeId = ""
+    placement: MaybeId = ""
+    context: Named = {}
+    ads: Annotated[list[Id | ListedAd], SOME_ADS] | None = None
     exclude: list[str] = []
-    slots: int = 1
-    request_id: str = ""
-    event_id: str = ""
+    slots: Annotated[int, ONE] = 1
+    request_id: MaybeId = ""
+    event_id: MaybeId = ""
 
 
 class ShownAd(msgspec.Struct):
@@ -74,7 +77,7 @@ class PredictReply(msgspec.Struct):
 class RewardBody(msgspec.Struct, forbid_unknown_fields=True):
     """What a decision was worth."""
 
-    event_id: str
+    event_id: Id
     reward: float
 
 
@@ -108,7 +111,7 @@ def mount(routes, engine) -> None:  # noqa: D103
 
     def choose(body: ChooseBody) -> wire.Reply:
         request = _request(body)
-        event, offset = engine.choose(request, check_id(body.event_id, "event_id") if body.event_id else "")
+        event, offset = engine.choose(request, body.event_id)
         if isinstance(event, Unfilled):
             return wire.Reply(status=204, headers={"X-Event-Id": event.event_id})
         ad = engine.shown(event)
@@ -211,6 +214,8 @@ def _from_query(query: dict[str, str]) -> ChooseBody:
 
 def _request(body: ChooseBody) -> Request:
     """A body, checked and cleaned. Raises `Invalid`."""
+    if body.event_id:
+        check_id(body.event_id, "event_id")
     if body.slots != 1:
         raise Invalid("this server fills one slot at a time", "slots")
     ads: list[str | Ad] | None = None

@@ -13,11 +13,15 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterable, Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from ..errors import Misconfigured
+import numpy as np
+
+from ..errors import Damaged, Misconfigured
 from ..events import Ad, Settled
+from ..features import clean
 
 
 def names() -> list[str]:
@@ -34,9 +38,20 @@ def read(source: str | Path) -> Iterator[Settled]:
     for name in names():
         kind = _kind(name)
         if kind.recognises(path):
-            found: Iterator[Settled] = kind.read(path)
-            return found
+            return _possible(kind.read(path), path)
     raise Misconfigured(f"{source} is not a log that is there and recognised; kinds: {', '.join(names())}")
+
+
+def _possible(rounds: Iterable[Settled], path: Path) -> Iterator[Settled]:
+    """The same rounds. One that cannot have happened, is `Damaged`."""
+    for number, settled in enumerate(rounds, 1):
+        choice, pmf = settled.choice, np.frombuffer(settled.choice.pmf, "<f8")
+        good = len(pmf) == len(settled.ads) and 0 <= choice.pick < len(pmf) and pmf[choice.pick] > 0
+        if not good or not ((pmf >= 0) & (pmf <= 1)).all():
+            raise Damaged(f"{path} round {number}: {pmf} are no probabilities of {len(settled.ads)} ads")
+        if not isfinite(settled.reward) or not isfinite(choice.at):
+            raise Damaged(f"{path} round {number}: the reward or the time is not a finite number")
+        yield settled
 
 
 def write(name: str, rounds: Iterable[Settled], path: str | Path) -> int:
@@ -66,12 +81,14 @@ def ad_to_dict(ad: Ad) -> dict[str, Any]:
 
 
 def ad_from_dict(fields: dict[str, Any]) -> Ad:
-    """The inverse of `ad_to_dict`, also after a trip through JSON.
+    """The inverse of `ad_to_dict`, also after a trip through JSON. Raises `Invalid`, `msgspec.DecodeError`.
 
     >>> ad_from_dict(ad_to_dict(Ad("hats", {"price": 9.5}, house=True))).features
     {'price': 9.5}
     """
-    return Ad(**{**fields, "placements": tuple(fields.get("placements", ()))})
+    blank = Ad("")
+    given = fields | {"features": clean(fields.get("features", {}), "ad")}
+    return Ad.load([given.get(name, getattr(blank, name)) for name in blank.__struct_fields__])
 
 
 def _kind(name: str) -> Any:

@@ -24,6 +24,42 @@ from ..features import clean
 from . import ad_from_dict, ad_to_dict
 
 
+class Ours(msgspec.Struct):
+    """What the format has no place for."""
+
+    at: float
+    settled_at: float | None
+    silent: bool = False
+    policy: str = ""
+    user_id: str = ""
+    placement: str = ""
+    request_id: str = ""
+    inline: list[str] = []
+    filtered: dict[str, str] = {}
+
+
+class Line(msgspec.Struct):
+    """A line, as far as it is read. Without a cost it is passed over."""
+
+    cost: float | None = msgspec.field(name="_label_cost", default=None)
+    probability: float = msgspec.field(name="_label_probability", default=0.0)
+    index: int = msgspec.field(name="_labelIndex", default=-1)
+    timestamp: str = msgspec.field(name="Timestamp", default="")
+    event_id: str = msgspec.field(name="EventId", default="")
+    a: list[int] = []
+    c: dict[str, Any] = {}
+    p: list[float] = []
+    banditads: Ours | None = None
+
+
+class Multi(msgspec.Struct):
+    """An ad in a line of ours."""
+
+    id: dict[str, str] = msgspec.field(name="Id")
+    ad: dict[str, Any] = msgspec.field(name="Ad")
+    rest: dict[str, Any] = msgspec.field(name="_banditads")
+
+
 def recognises(path: Path) -> bool:
     """By the end of the name."""
     return path.suffix == ".dsjson" and path.is_file()
@@ -41,13 +77,18 @@ def write(rounds: Iterable[Settled], path: Path) -> int:
 
 def read(path: Path) -> Iterator[Settled]:
     """Lines in order. Those without a label are passed over: nothing was learned from them either."""
+    decoder = msgspec.json.Decoder(Line)
+    slate, ads = (False, b""), tuple[Ad, ...]()
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             try:
-                line = msgspec.json.decode(raw)
-                if "_label_cost" in line:
-                    yield _settled(line)
-            except (msgspec.DecodeError, Invalid, LookupError, TypeError, ValueError) as error:
+                line = decoder.decode(raw)
+                if line.cost is not None:
+                    read = line.banditads is None, msgspec.json.encode(line.c.get("_multi"))
+                    if read != slate:  # most lines share one
+                        slate, ads = read, _ads(line)
+                    yield _settled(line, ads)
+            except (msgspec.DecodeError, Invalid, LookupError, ValueError, OverflowError) as error:
                 raise Damaged(f"{path} line {number}: {type(error).__name__}: {error}") from error
 
 
@@ -85,51 +126,49 @@ def _multi(ad: Ad) -> dict[str, Any]:
     return {"_tag": ad.id, "Id": {"ad": fields.pop("id")}, "Ad": features, "_banditads": fields}
 
 
-def _settled(line: dict[str, Any]) -> Settled:
+def _ads(line: Line) -> tuple[Ad, ...]:
+    multi = msgspec.convert(line.c["_multi"], list[dict[str, Any]])
+    if line.banditads:
+        ours = msgspec.convert(multi, list[Multi])
+        return tuple(ad_from_dict({**each.rest, "id": each.id["ad"], "features": each.ad}) for each in ours)
+    return tuple(
+        Ad(str(each.get("_tag") or place), clean(_named(each), "ad")) for place, each in enumerate(multi, 1)
+    )
+
+
+def _settled(line: Line, ads: tuple[Ad, ...]) -> Settled:
     """A round from a line, ours or not."""
-    ours = line.get("banditads")
-    shared, multi = line["c"], line["c"]["_multi"]
-    if ours:
-        context = shared["Context"]
-        ads = tuple(
-            ad_from_dict({"id": each["Id"]["ad"], "features": each["Ad"], **each["_banditads"]})
-            for each in multi
-        )
-        at, settled_at = ours["at"], ours["settled_at"]
+    if line.banditads:
+        ours = line.banditads
+        context = clean(msgspec.convert(line.c["Context"], dict[str, Any]))
     else:
-        context = clean(_named(shared))
-        ads = tuple(
-            Ad(each.get("_tag") or str(place), clean(_named(each), "ad"))
-            for place, each in enumerate(multi, 1)
-        )
-        ours = {}
-        at = settled_at = datetime.fromisoformat(line["Timestamp"]).timestamp()
+        at = datetime.fromisoformat(line.timestamp).timestamp()
+        ours, context = Ours(at, at), clean(_named(line.c))
     pmf = np.zeros(len(ads), "<f8")
-    for action, probability in zip(line["a"], line["p"], strict=True):
+    for action, probability in zip(line.a, line.p, strict=True):
+        if not 1 <= action <= len(ads):
+            raise ValueError(f"there is no action {action}")
         pmf[action - 1] = probability
-    pmf[line["_labelIndex"]] = line["_label_probability"]
+    if not 0 <= line.index < len(ads):
+        raise ValueError(f"there is no action of index {line.index}")
+    pmf[line.index] = line.probability
     by_id = {ad.id: ad for ad in ads}
     choice = Chosen(
-        at,
-        line["EventId"],
+        ours.at,
+        line.event_id,
         tuple(ad.id for ad in ads),
         pmf.tobytes(),
-        line["_labelIndex"],
+        line.index,
         context,
-        ours.get("policy", ""),
-        ours.get("user_id", ""),
-        ours.get("placement", ""),
-        ours.get("request_id", ""),
-        tuple(by_id[ad_id] for ad_id in ours.get("inline", ())),
-        ours.get("filtered", {}),
+        ours.policy,
+        ours.user_id,
+        ours.placement,
+        ours.request_id,
+        tuple(by_id[ad_id] for ad_id in ours.inline),
+        ours.filtered,
     )
-    return Settled(
-        choice,
-        ads,
-        0.0 - line["_label_cost"],
-        math.inf if settled_at is None else settled_at,
-        ours.get("silent", False),
-    )
+    settled_at = math.inf if ours.settled_at is None else ours.settled_at
+    return Settled(choice, ads, 0.0 - (line.cost or 0.0), settled_at, ours.silent)
 
 
 def _named(fields: dict[str, Any]) -> dict[str, Any]:

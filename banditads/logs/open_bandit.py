@@ -18,13 +18,14 @@ from typing import TextIO
 
 import numpy as np
 
-from ..errors import Damaged, Misconfigured
+from ..errors import Damaged, Invalid, Misconfigured
 from ..events import Ad, Chosen, Settled
 from ..features import clean
 
 DATA = Path(__file__).parent.parent / "data" / "open_bandit_dataset"
 POLICIES = ("random", "bts")
 CAMPAIGNS = ("all", "men", "women")
+UNREADABLE = (ValueError, LookupError, EOFError, lzma.LZMAError, csv.Error, Invalid)
 BUNDLED = tuple(f"{policy}/{campaign}" for policy in POLICIES for campaign in CAMPAIGNS)
 
 
@@ -48,7 +49,10 @@ def read(path: Path) -> Iterator[Settled]:
     ids = tuple(index)
     with _open(path) as file:
         rows = csv.reader(file)
-        columns = {name: place for place, name in enumerate(next(rows, []))}
+        try:
+            columns = {name: place for place, name in enumerate(next(rows, []))}
+        except UNREADABLE as error:
+            raise Damaged(f"{path}: {type(error).__name__}: {error}") from error
         users = [(name, place) for name, place in columns.items() if name.startswith("user_feature_")]
         affinities = [
             (name, place) for name, place in columns.items() if name.startswith("user-item_affinity_")
@@ -74,7 +78,7 @@ def read(path: Path) -> Iterator[Settled]:
                     policy,
                 )
                 yield Settled(choice, ads, float(cells[click]), at)
-        except (ValueError, LookupError, EOFError, lzma.LZMAError) as error:
+        except UNREADABLE as error:
             raise Damaged(f"{path} after row {row}: {type(error).__name__}: {error}") from error
 
 
@@ -122,20 +126,23 @@ def _items_file(path: Path, policy: str, campaign: str) -> Path:
 
 def _items(path: Path) -> tuple[Ad, ...]:
     with _open(path) as file:
-        return tuple(
-            Ad(
-                f"item-{row['item_id']}",
-                clean(
-                    {
-                        name: float(value) if name == "item_feature_0" else value
-                        for name, value in row.items()
-                        if name.startswith("item_feature_") and value
-                    }
-                ),
-                f"https://example.com/items/{row['item_id']}",
+        try:
+            return tuple(
+                Ad(
+                    f"item-{row['item_id']}",
+                    clean(
+                        {
+                            name: float(value) if name == "item_feature_0" else value
+                            for name, value in row.items()
+                            if name and name.startswith("item_feature_") and value
+                        }
+                    ),
+                    f"https://example.com/items/{row['item_id']}",
+                )
+                for row in csv.DictReader(file)
             )
-            for row in csv.DictReader(file)
-        )
+        except UNREADABLE as error:
+            raise Damaged(f"{path}: {type(error).__name__}: {error}") from error
 
 
 def _open(path: Path) -> TextIO:

@@ -18,10 +18,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ..errors import Damaged, Misconfigured
+from ..errors import Damaged, Invalid, Misconfigured
 from ..events import Chosen, Settled
+from ..features import clean
 from . import ad_from_dict, ad_to_dict
 
+listed = msgspec.json.Decoder(list[dict[str, Any]])
+mapping = msgspec.json.Decoder(dict[str, Any])
+named = msgspec.json.Decoder(dict[str, str])
 ROWS = 5_000  # per row group: what is held in memory
 
 
@@ -49,7 +53,7 @@ def read(path: Path) -> Iterator[Settled]:
         with pq.ParquetFile(path, read_dictionary=["ad_features"]) as file:
             for batch in file.iter_batches(ROWS):
                 yield from _rounds(arrow, batch)
-    except (arrow.ArrowException, LookupError, msgspec.DecodeError) as error:
+    except (arrow.ArrowException, OSError, LookupError, ValueError, msgspec.DecodeError, Invalid) as error:
         raise Damaged(f"{path} is not a log in Parquet as banditads writes it: {error}") from error
 
 
@@ -107,29 +111,48 @@ def _rows(rounds: Iterable[Settled]) -> Iterator[dict[str, Any]]:
         }
 
 
+class Row(msgspec.Struct):
+    """A row, but for the ads and the times."""
+
+    event_id: str
+    user_id: str
+    placement: str
+    request_id: str
+    policy: str
+    context: str
+    pmf: list[float]
+    pick: int
+    reward: float
+    silent: bool
+    inline: list[str]
+    filtered: str
+
+
 def _rounds(arrow: Any, batch: Any) -> Iterator[Settled]:
     slates = batch.column("ad_features")
-    known = [tuple(map(ad_from_dict, msgspec.json.decode(text))) for text in slates.dictionary.to_pylist()]
+    if not arrow.types.is_dictionary(slates.type) or slates.null_count:
+        raise ValueError("ad_features is not text, or not everywhere")
+    known = [tuple(map(ad_from_dict, listed.decode(text))) for text in slates.dictionary.to_pylist()]
     ids = [tuple(ad.id for ad in ads) for ads in known]
     times = [batch.column(name).cast(arrow.int64()).to_pylist() for name in ("at", "settled_at")]
-    rest = batch.drop_columns(["ad_features", "at", "settled_at", "ads"]).to_pylist()
+    rest = msgspec.convert(batch.select(Row.__struct_fields__).to_pylist(), list[Row])
     for row, slate, at, settled_at in zip(rest, slates.indices.to_pylist(), *times, strict=True):
         ads = known[slate]
         choice = Chosen(
             _seconds(at),
-            row["event_id"],
+            row.event_id,
             ids[slate],
-            np.array(row["pmf"], "<f8").tobytes(),
-            row["pick"],
-            msgspec.json.decode(row["context"]),
-            row["policy"],
-            row["user_id"],
-            row["placement"],
-            row["request_id"],
-            tuple(ads[ids[slate].index(ad_id)] for ad_id in row["inline"]),
-            msgspec.json.decode(row["filtered"]),
+            np.array(row.pmf, "<f8").tobytes(),
+            row.pick,
+            clean(mapping.decode(row.context)),
+            row.policy,
+            row.user_id,
+            row.placement,
+            row.request_id,
+            tuple(ads[ids[slate].index(ad_id)] for ad_id in row.inline),
+            named.decode(row.filtered),
         )
-        yield Settled(choice, ads, row["reward"], _seconds(settled_at), row["silent"])
+        yield Settled(choice, ads, row.reward, _seconds(settled_at), row.silent)
 
 
 def _nanoseconds(seconds: float) -> int | None:

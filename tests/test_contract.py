@@ -1,0 +1,128 @@
+"""What /openapi.json promises is what is answered: by Schemathesis, and status by status.
+
+`SCHEMATHESIS_EXAMPLES=2000 SCHEMATHESIS_SEED=7 pytest tests/test_contract.py` looks for longer, elsewhere.
+"""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from wsgiref.util import setup_testing_defaults
+
+from banditads import api, wire
+from banditads.choosing import Request
+from banditads.errors import Unavailable
+from banditads.events import Ad
+from banditads.snapshots import Snapshots
+
+HERE = Path(__file__).parent
+
+
+def test_schemathesis_finds_no_difference_between_the_contract_and_the_server(start):
+    server = start()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"),
+            *("--config-file", HERE / "schemathesis.toml", "--no-color", "run", f"{server.url}/openapi.json"),
+            *("--seed", os.environ.get("SCHEMATHESIS_SEED", "1")),
+            *("--max-examples", os.environ.get("SCHEMATHESIS_EXAMPLES", "25")),
+        ],
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+    )
+    code, errors = server.end()
+
+    assert done.returncode == 0, done.stdout
+    assert "No issues found" in done.stdout
+    assert code == 0
+    assert "Traceback" not in errors
+
+
+BODIES = {
+    "/choose": {},
+    "/predict": {},
+    "/reward": {"event_id": "e1", "reward": 1},
+    "/catalog/ads": [{"id": "x"}],
+    "/catalog/ads/{id}": {},
+}
+
+
+class Site:
+    """An application in memory, with one decision open, and one that has settled and left the journal."""
+
+    def __init__(self, engine, clock):
+        self.engine = engine
+        engine.choose(Request(), "gone")
+        clock.now += 601
+        engine.tick()
+        for name in ("e1", "e2"):
+            engine.snapshot()
+            engine.choose(Request(), name)
+        engine.choose(Request(ads=(Ad("bare"),)), "bare")
+        engine.reward("e2", 1.0)
+        self.app, self.old = api.build(engine), engine.ids.mint(clock.now - 601)
+
+    def __call__(self, method, path, body=None, *, length=None, media="application/json", query=""):
+        said, raw = [], b"" if body is None else json.dumps(body).encode()
+        environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": query}
+        environ |= {"wsgi.input": io.BytesIO(raw), "CONTENT_LENGTH": str(length or len(raw))}
+        setup_testing_defaults(environ)
+        reply = self.app(environ | {"CONTENT_TYPE": media}, lambda status, *rest: said.append(status))
+        return int(said[0].split()[0]), b"".join(reply)
+
+
+def refuse(*args):
+    raise Unavailable("the disk is full")
+
+
+def reach(site, method, path, status, monkeypatch):
+    """The status of a request that should get this one."""
+    body = BODIES.get(path) if method in ("POST", "PUT") else None
+    name = "a" if path.startswith("/catalog") else "e1"
+    more = {}
+    match status:
+        case 204 if "choose" in path:
+            more, body = ({"query": "exclude=a,b,c"}, None) if body is None else ({}, {"exclude": [*"abc"]})
+        case 204:
+            name = "bare"
+        case 400:
+            more = {"query": "=1"}
+        case 404:
+            name, body = "nobody", body and {"event_id": "nobody", "reward": 1}
+        case 409:
+            body = {"event_id": "e2", "reward": 0}
+        case 410 if "choose" in path:
+            more, body = ({"query": "event_id=gone"}, None) if body is None else ({}, {"event_id": "gone"})
+        case 410:
+            name, body = site.old, body and {"event_id": site.old, "reward": 1}
+        case 413:
+            more = {"length": 2**30}
+        case 415:
+            more = {"media": "text/plain"}
+        case 500:
+            monkeypatch.setattr(wire, "query", None)
+        case 503:
+            site.engine.refusal = "the disk is full"
+            monkeypatch.setattr(site.engine.journal, "append", refuse)
+            monkeypatch.setattr(site.engine.snapshots, "save", refuse)
+    return site(method, path.replace("{id}", name), body, **more)[0]
+
+
+def test_every_status_in_the_contract_can_be_reached(make_engine, clock, tmp_path, monkeypatch):
+    def fresh():
+        return Site(make_engine(snapshots=Snapshots(tmp_path, b"k" * 32), keep_journal=False), clock)
+
+    paths = json.loads(fresh()("GET", "/openapi.json")[1])["paths"]
+    wanted, reached = [], []
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            for status in map(int, operation["responses"]):
+                with monkeypatch.context() as patch:
+                    wanted.append((method, path, status))
+                    reached.append((method, path, reach(fresh(), method.upper(), path, status, patch)))
+
+    assert reached == wanted
+    assert len(wanted) > 80
