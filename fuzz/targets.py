@@ -7,12 +7,13 @@ it reads back as it was written, is finite and can be used. `run.py` feeds them;
 
 from __future__ import annotations
 
+import atexit
 import io
 import itertools
 import json
-import logging
 import math
 import os
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -34,9 +35,9 @@ from banditads.journal import file as journal_file
 from banditads.snapshots import Snapshots
 from banditads.state import State
 
-logging.disable(logging.WARNING)
 TARGETS: dict[str, Callable[[bytes], None]] = {}
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 KEY = b"k" * 32
 MEDIA = ("application/json", "application/msgpack", "application/x-ndjson")
 FAIR = {200, 204, 302, 400, 404, 405, 409, 410, 411, 413, 414, 415, 431}

@@ -528,7 +528,7 @@ def refuse(monkeypatch, owner, call, number, when):
 
 @pytest.mark.parametrize(
     ("owner", "call", "ending"),
-    [(Path, "open", ".tmp"), (Path, "replace", ".tmp"), (os, "open", ".journal")],
+    [(os, "open", ".tmp"), (Path, "replace", ".tmp"), (os, "open", ".journal")],
 )
 def test_a_segment_that_cannot_begin_is_tried_again(tmp_path, monkeypatch, owner, call, ending):
     journal = Journal(str(tmp_path), segment_bytes=1)

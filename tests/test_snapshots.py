@@ -130,7 +130,7 @@ def test_a_full_disk_leaves_those_that_were_there(tmp_path, monkeypatch):
             snapshots.save(3, b"three")
     assert names(tmp_path) == before
 
-    real = Path.open
+    real = open
 
     class Full:
         def __init__(self, file):
@@ -147,7 +147,7 @@ def test_a_full_disk_leaves_those_that_were_there(tmp_path, monkeypatch):
             no_space()
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", lambda path, mode="r", *rest: Full(real(path, mode, *rest)))
+        patch.setattr("builtins.open", lambda path, mode="r", **rest: Full(real(path, mode, **rest)))
         with pytest.raises(Unavailable, match="No space left"):
             snapshots.save(3, b"three")
     assert names(tmp_path) == before

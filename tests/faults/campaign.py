@@ -1,4 +1,4 @@
-"""The real server, clients that keep their own books, and the comparison of the two after something went wrong.
+"""The real server, clients that keep their own books, and the comparison of the two after a fault.
 
 A client notes every reply it got, and every request it got no reply to. After the fault it sends the latter
 again, as users are told to; then what the server says and what the clients noted must be equal, exactly.
@@ -360,7 +360,9 @@ def check_folder(folder: Path, tally: Tally, now=None) -> None:
         key = signing.derive(signing.load(signing.key_path("", folder)), "snapshots")
         verify(folder, key)
         if now is not None:
-            tally.expect(predicted(folded(folder)) == now, "different", "/predict is not what the journal says")
+            tally.expect(
+                predicted(folded(folder)) == now, "different", "/predict is not what the journal says"
+            )
     except Damaged as error:
         tally.expect(False, "different", f"verify: {error}")
 
