@@ -119,6 +119,7 @@ class Server:
         finally:
             if self.process.poll() is None:
                 self.end()
+            self.process.stdout.close()
 
 
 class Line:

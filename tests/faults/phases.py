@@ -63,6 +63,8 @@ def caught(tally: Tally):
         tally.expect(False, "refused", str(error))
     except Damaged as error:
         tally.expect(False, "lost", str(error))
+    except (KeyError, TypeError, ValueError) as error:  # a reply or a record that cannot be read
+        tally.expect(False, "different", repr(error))
 
 
 def kills(count: int, seed: int = 1, bug: str = "", policy: str = "vw", sample: int | None = None) -> Tally:
@@ -484,7 +486,7 @@ def call_order(seed: int = 1, bug: str = "") -> Tally:
 
 
 def _check_order(text: str, data: str, tally: Tally) -> int:
-    """Acknowledgements seen; each must be of a record that an fdatasync, begun after its write, covers."""
+    """Acknowledgements seen; each must be of a record that an fdatasync begun after its write covers."""
     written: dict[int, int] = {}  # offset -> when its write had ended
     syncing: dict[str, tuple[str, int]] = {}  # thread -> (file, when its fdatasync began)
     calling: dict[str, tuple[str, str, str]] = {}  # thread -> what was not finished when another one came
