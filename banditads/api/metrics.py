@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from .. import wire
+from .. import parsing, stats, wire
 
 MAX_ADS = 1000  # ads with a label of their own, by id; /stats has all of them
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)  # seconds
@@ -56,12 +56,22 @@ class _State:
                 "late_rewards": ("Rewards that came after their window.", state.stats.late),
                 "unfilled": ("Requests for which nothing was eligible.", state.stats.unfilled),
                 "given_up": ("Decisions that had to stop waiting early.", state.joiner.given_up),
+                "forgotten": ("Settled decisions forgotten to make room.", state.joiner.forgotten),
                 "unwritten_choices": ("Choices served though the disk refused them.", engine.unwritten),
             }
             gauges = {
                 "reward_sum": ("Sum of the rewards that came in time.", total.reward_sum),
                 "pending": ("Decisions that wait for a reward.", len(state.joiner.open)),
+                "pending_limit": ("Of those, at most.", state.joiner.max_open),
+                "pending_bytes": ("What they take, as bytes in the journal.", state.joiner.open_bytes),
+                "pending_bytes_limit": ("Of those bytes, at most.", state.joiner.max_open_bytes),
+                "settled": ("Settled decisions remembered.", len(state.joiner.done)),
+                "settled_limit": ("Of those, at most.", state.joiner.max_done),
+                "requests_remembered": ("Request ids remembered.", len(state.joiner.requests)),
                 "ads": ("Ads in the catalog.", len(state.catalog.ads)),
+                "ads_limit": ("Of those, at most.", parsing.MAX_ADS),
+                "ads_counted": ("Ads with counts of their own.", len(state.stats.ads)),
+                "ads_counted_limit": ("Of those, at most; the rest count together.", stats.MAX_ADS),
                 "journal_offset": ("Offset of the next event.", state.applied),
                 "snapshot_offset": ("Offset of the newest snapshot.", engine.snapshot_offset),
                 "ready": ("1 when rewards are accepted.", 0.0 if engine.trouble() else 1.0),
