@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from .events import Ad, Chosen, Event, Impressed, Rewarded, Saved, Settled, Unfilled
+from .events import Ad, Chosen, Event, Impressed, Rewarded, Saved, Settled, Unfilled, encode
 
 
 class Status(StrEnum):
@@ -33,6 +33,7 @@ class Open(msgspec.Struct):
     deadline: float  # seconds since the epoch; a reward at or after it is late
     choice: Chosen
     ads: tuple[Ad, ...]  # as they were at choice time
+    size: int  # bytes of the choice in the journal
     seen: bool = False  # the ad was reported as seen
 
 
@@ -57,21 +58,33 @@ class Joiner:
         Reward of a choice that nobody rewarded in time.
     max_open
         Choices that may wait; beyond, the oldest is given up: expired, and not learned from.
+    max_open_bytes
+        What waiting choices may take together, as bytes in the journal; beyond, the oldest are given up. One
+        that is larger by itself does not wait at all.
     max_done
         Settled decisions remembered; beyond, the oldest is forgotten.
     """
 
     def __init__(
-        self, *, wait: float = 600.0, default: float = 0.0, max_open: int = 10**6, max_done: int = 10**6
+        self,
+        *,
+        wait: float = 600.0,
+        default: float = 0.0,
+        max_open: int = 10**6,
+        max_open_bytes: int = 2**30,
+        max_done: int = 10**6,
     ) -> None:
-        self.wait, self.default, self.max_open, self.max_done = wait, default, max_open, max_done
+        self.wait, self.default, self.max_done = wait, default, max_done
+        self.max_open, self.max_open_bytes = max_open, max_open_bytes
         self.now = 0.0  # newest `at` seen
         self.open: dict[str, Open] = {}  # by event id; oldest deadline first, because `now` only grows
         self.done: dict[str, Done] = {}  # by event id; oldest settled first
         self.requests: dict[
             str, str
         ] = {}  # request id -> event id, for as long as that is in `open` or `done`
+        self.open_bytes = 0  # of all choices in `open`
         self.given_up = 0  # choices that had to leave before their time
+        self.forgotten = 0  # settled decisions that had to be forgotten
 
     def settle(self, offset: int, event: Event, ads: tuple[Ad, ...]) -> Iterator[Settled]:
         """What this event settles: choices whose time ran out, then the one that it rewards.
@@ -83,10 +96,10 @@ class Joiner:
             yield self._close(oldest, Status.EXPIRED, self.default, silent=True)
         match event:
             case Chosen(event_id=event_id) if not self.knows(event_id):  # the first choice under an id stands
-                self.open[event_id] = Open(offset, self.now + self.wait, event, ads)
+                self._open(Open(offset, self.now + self.wait, event, ads, len(encode(event))))
                 self._request(event.request_id, event_id)
-                if len(self.open) > self.max_open and (oldest := self.oldest()):
-                    self._close(oldest, Status.EXPIRED, self.default, silent=True)
+                while len(self.open) > self.max_open or self.open_bytes > self.max_open_bytes:
+                    self._close(next(iter(self.open.values())), Status.EXPIRED, self.default, silent=True)
                     self.given_up += 1
             case Impressed(event_id=event_id) if waiting := self.open.get(event_id):
                 waiting.seen = True
@@ -112,11 +125,16 @@ class Joiner:
         waiting = self.open.get(event_id)
         return waiting is not None and max(self.now, at) < waiting.deadline
 
+    def _open(self, waiting: Open) -> None:
+        self.open[waiting.choice.event_id] = waiting
+        self.open_bytes += waiting.size
+
     def _close(
         self, waiting: Open, status: Status, value: float, silent: bool = False, **said: Any
     ) -> Settled:
         choice = waiting.choice
         del self.open[choice.event_id]
+        self.open_bytes -= waiting.size
         self._remember(choice.event_id, Done(waiting.offset, status, request_id=choice.request_id, **said))
         return Settled(choice, waiting.ads, value, self.now, silent)
 
@@ -125,6 +143,7 @@ class Joiner:
         while len(self.done) > self.max_done:
             event_id = next(iter(self.done))
             forgotten = self.done.pop(event_id)
+            self.forgotten += 1
             if self.requests.get(forgotten.request_id) == event_id:
                 del self.requests[forgotten.request_id]
 
@@ -141,18 +160,19 @@ class Joiner:
             if id(each.ads) not in numbers:
                 numbers[id(each.ads)] = slates.of([ads.of(ad) for ad in each.ads])
             waiting.append([each.offset, each.deadline, numbers[id(each.ads)], each.choice, each.seen])
-        return [self.now, self.given_up, ads.items, slates.items, waiting, self.done, self.requests]
+        counts = [self.given_up, self.forgotten]
+        return [self.now, counts, ads.items, slates.items, waiting, self.done, self.requests]
 
     def load(self, saved: Saved) -> None:
         """The inverse of `dump`."""
-        self.now, self.given_up, raw_ads, raw_slates, waiting, done, self.requests = saved
+        self.now, (self.given_up, self.forgotten), raw_ads, raw_slates, waiting, done, self.requests = saved
         ads = [Ad.load(raw) for raw in raw_ads]
         slates = [tuple(ads[number] for number in numbers) for numbers in raw_slates]
-        choices = [
-            Open(offset, deadline, msgspec.convert(raw, Chosen), slates[number], seen)
-            for offset, deadline, number, raw, seen in waiting
-        ]
-        self.open = {each.choice.event_id: each for each in choices}
+        names = [tuple(ad.id for ad in slate) for slate in slates]  # one tuple for all: 100 ids are 6 KB
+        self.open, self.open_bytes = {}, 0
+        for offset, deadline, number, raw, seen in waiting:
+            choice = msgspec.structs.replace(msgspec.convert(raw, Chosen), ads=names[number])
+            self._open(Open(offset, deadline, choice, slates[number], len(encode(choice)), seen))
         self.done = msgspec.convert(done, dict[str, Done])
 
 

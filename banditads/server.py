@@ -81,6 +81,7 @@ def new_state(settings: Settings) -> State:
         wait=settings.reward_wait,
         default=settings.default_reward,
         max_open=settings.max_pending,
+        max_open_bytes=settings.max_pending_bytes,
         max_done=settings.max_settled,
     )
 

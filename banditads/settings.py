@@ -135,6 +135,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             extra={"unit": "decisions"},
         ),
     ] = 1_000_000
+    max_pending_bytes: Annotated[
+        int,
+        Meta(
+            description="What decisions that wait for a reward may take together, counted as in the journal; "
+            "memory is more. Beyond, the oldest are given up.",
+            ge=1,
+            le=2**40,
+            extra={"unit": "bytes"},
+        ),
+    ] = 2**30
     max_settled: Annotated[
         int,
         Meta(

@@ -120,7 +120,7 @@ def matrix(bugs: list[str]) -> bool:
 
 
 def recovery(events: int, policy: str) -> None:
-    """Fill a journal, and time starts: after a kill at the worst moment before a snapshot, and without one."""
+    """Fill a journal and time starts: after a kill just before the next snapshot, and without one."""
     with tempfile.TemporaryDirectory(prefix="banditads-recovery-") as name:
         folder = Path(name)
         chosen = settings.load(
@@ -162,7 +162,7 @@ def recovery(events: int, policy: str) -> None:
 @click.option("--planted", "bugs", is_flag=True, help="The table of planted bugs instead.")
 @click.option("--recovery", "events", default=0, help="Time starts with so many events instead.")
 @click.option("--policy", default="vw", help="For --recovery.")
-def main(kills: int, cuts: int, flips: int, seed: int, bugs: bool, events: int, policy: str) -> None:
+def main(*, kills: int, cuts: int, flips: int, seed: int, bugs: bool, events: int, policy: str) -> None:
     """Break it."""
     logging.disable(logging.CRITICAL)
     if events:

@@ -53,7 +53,9 @@ def clock():
 def make_engine(clock):
     def make(policy="uniform", journal=None, *, ads=ADS, options=None, **given):
         joining = {
-            name: given.pop(name) for name in ("wait", "default", "max_open", "max_done") if name in given
+            name: given.pop(name)
+            for name in ("wait", "default", "max_open", "max_open_bytes", "max_done")
+            if name in given
         }
         state = State(policy, options, **joining)
         engine = Engine(state, journal or connect("memory:"), ids=ids(), clock=clock, **given)

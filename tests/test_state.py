@@ -168,7 +168,7 @@ histories = st.lists(
 def test_a_snapshot_anywhere_changes_nothing(history, data):
     """Even with clocks that run backwards, ids that come twice, and limits that are reached."""
     cut = data.draw(st.integers(0, len(history)))
-    limits = data.draw(st.sampled_from([{}, {"max_open": 1}, {"max_done": 1}]))
+    limits = data.draw(st.sampled_from([{}, {"max_open": 1}, {"max_open_bytes": 80}, {"max_done": 1}]))
     straight, stopped, resumed = (State("uniform", **limits) for _ in range(3))
     for offset, event in enumerate(history):
         straight.apply(offset, event)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from .. import wire
+from .. import parsing, stats, wire
 from ..diagnosis import CODES
 
 MAX_ADS = 1000  # ads with a label of their own, by id; /stats has all of them
@@ -58,12 +58,22 @@ class _State:
                 "unfilled": ("Requests for which nothing was eligible.", state.stats.unfilled),
                 "given_up": ("Decisions that had to stop waiting early.", state.joiner.given_up),
                 "set_aside": ("Decisions that spoilt the model and were not learned.", state.stats.set_aside),
+                "forgotten": ("Settled decisions forgotten to make room.", state.joiner.forgotten),
                 "unwritten_choices": ("Choices served though the disk refused them.", engine.unwritten),
             }
             gauges = {
                 "reward_sum": ("Sum of the rewards that came in time.", total.reward_sum),
                 "pending": ("Decisions that wait for a reward.", len(state.joiner.open)),
+                "pending_limit": ("Of those, at most.", state.joiner.max_open),
+                "pending_bytes": ("What they take, as bytes in the journal.", state.joiner.open_bytes),
+                "pending_bytes_limit": ("Of those bytes, at most.", state.joiner.max_open_bytes),
+                "settled": ("Settled decisions remembered.", len(state.joiner.done)),
+                "settled_limit": ("Of those, at most.", state.joiner.max_done),
+                "requests_remembered": ("Request ids remembered.", len(state.joiner.requests)),
                 "ads": ("Ads in the catalog.", len(state.catalog.ads)),
+                "ads_limit": ("Of those, at most.", parsing.MAX_ADS),
+                "ads_counted": ("Ads with counts of their own.", len(state.stats.ads)),
+                "ads_counted_limit": ("Of those, at most; the rest count together.", stats.MAX_ADS),
                 "journal_offset": ("Offset of the next event.", state.applied),
                 "snapshot_offset": ("Offset of the newest snapshot.", engine.snapshot_offset),
                 "ready": ("1 when rewards are accepted.", 0.0 if engine.trouble() else 1.0),

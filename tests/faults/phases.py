@@ -466,8 +466,10 @@ CALL = re.compile(r"^(\d+) +(?:<\.\.\. )?(\w+)(?: resumed>|\((?:\d+<([^>]*)>)?)(
 
 
 def call_order(seed: int = 1, bug: str = "") -> Tally:
-    """What the kernel was asked, in order: record written, then on the disk, then acknowledged; every new name
-    on the disk before anything else is done with it."""
+    """What the kernel was asked: to write a record, to sync it, to send the reply, in this order.
+
+    And every new name is on the disk before its thread does anything else.
+    """
     tally, ledger = Tally(), Ledger()
     with aside() as folder, caught(tally):
         seen = folder / "seen"
