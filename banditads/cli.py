@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess  # nosec B404 # for `demo`, which starts this program with arguments of its own
 import sys
 import tempfile
@@ -101,6 +102,8 @@ def serve(config: str, **given: Any) -> None:
         flags["policy_options"] = pairs
     from . import server
 
+    for number in (signal.SIGTERM, signal.SIGINT):  # before it serves; the server has its own way
+        signal.signal(number, lambda *_: sys.exit(0))
     server.serve(settings.load(config, os.environ, flags), say=click.echo)
     _leave(0)
 

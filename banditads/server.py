@@ -28,6 +28,7 @@ from .directory import DataDirectory
 from .engine import Engine, recover
 from .errors import DiskFailure, Invalid, Misconfigured, Unavailable
 from .events import Ad
+from .guard import Door, raise_limits
 from .journal.file import Journal
 from .logs import open_bandit
 from .parsing import check_ads
@@ -165,8 +166,9 @@ def read_catalog(name: str) -> list[Ad]:
 class _Housekeeper(threading.Thread):
     """What has to happen though nobody asks: silence, snapshots, and giving up when the disk has failed."""
 
-    def __init__(self, engine: Engine, settings: Settings, give_up: Callable[[], None]) -> None:
+    def __init__(self, engine: Engine, settings: Settings, door: Door, give_up: Callable[[], None]) -> None:
         super().__init__(name="housekeeper", daemon=True)
+        self.door = door
         self.engine, self.settings, self.give_up = engine, settings, give_up
         self.stop = threading.Event()
         self.saved = time.monotonic()
@@ -186,6 +188,7 @@ class _Housekeeper(threading.Thread):
                     self.give_up()
                     return
                 self._warn()
+                self.door.clear()
                 self.engine.tick()
                 self._snapshot()
             except (Unavailable, DiskFailure) as error:
@@ -216,6 +219,7 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
     """Serve until SIGTERM or SIGINT; then save and return. Raises `Fatal` for what makes that impossible."""
     known = keys.Keys(keys.keys_path(settings.keys_file, Path(settings.data_dir)))
     port = check_address(settings, bool(known.known))
+    raise_limits()
     with opened(settings) as engine:
         server = _OneProcess(
             "banditads",
@@ -225,14 +229,19 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
             http=HTTPModes.http1,
             http1_settings=HTTP1Settings(header_read_timeout=5000),
             blocking_threads=settings.threads,
+            blocking_threads_idle_timeout=60,
+            backpressure=2 * settings.threads,
+            backlog=4096,
             websockets=False,
             log_enabled=False,
         )
         server.main_loop_interrupt = _Awake()
-        housekeeper = _Housekeeper(engine, settings, server.signal_handler_interrupt)
+        door = Door(settings.body_timeout)
+        door.port = port
+        housekeeper = _Housekeeper(engine, settings, door, server.signal_handler_interrupt)
         housekeeper.start()
         threading.Thread(target=_announce, args=(engine, settings, port, known, say), daemon=True).start()
-        application = api.build(engine, known)
+        application = api.build(engine, known, door)
         server.serve(target_loader=lambda: application, wrap_loader=False)
         housekeeper.stop.set()
         housekeeper.join()

@@ -77,13 +77,22 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     threads: Annotated[
         int,
         Meta(
-            description="Requests answered at the same time; one that waits for the disk, or for a client "
-            "who sends its body slowly, holds one. A proxy in front keeps slow clients away.",
+            description="Requests under way at the same time, at most; one that waits for the disk, or for a "
+            "client who sends its body slowly, holds a thread, which is made when it is needed.",
             ge=1,
-            le=512,
+            le=16384,
             extra={"unit": "threads"},
         ),
-    ] = 64
+    ] = 4096
+    body_timeout: Annotated[
+        float,
+        Meta(
+            description="A request whose body has not arrived after this time loses its connection.",
+            ge=1,
+            le=3600,
+            extra={"unit": "seconds"},
+        ),
+    ] = 10.0
     catalog: Annotated[
         str,
         Meta(

@@ -72,6 +72,10 @@ class Incoming(Protocol):
     content_length: int | None
     stream: Any
     auth: str | None  # the header Authorization
+    accept: str
+
+    def client_prefers(self, media_types: tuple[str, ...]) -> str | None:
+        """Which of these the header Accept weighs most."""
 
 
 class Reply(NamedTuple):
@@ -134,9 +138,16 @@ def media_type(request: Incoming, allowed: tuple[str, ...] = (JSON, MSGPACK)) ->
     return name
 
 
-def encode(data: Any, accept: str | None) -> tuple[bytes, str]:
-    """(bytes, content type), in the form that was asked for. Floats read back to the same bits."""
-    if accept and (MSGPACK in accept or "application/x-msgpack" in accept):
+def wants_msgpack(request: Incoming) -> bool:
+    """Whether MessagePack was asked for, and not less than JSON. Who accepts neither gets JSON."""
+    if "msgpack" not in request.accept:
+        return False
+    return request.client_prefers((JSON, "application/x-msgpack", MSGPACK)) not in (None, JSON)
+
+
+def encode(data: Any, msgpack: bool) -> tuple[bytes, str]:
+    """(bytes, content type), as MessagePack or as JSON. Floats read back to the same bits."""
+    if msgpack:
         return msgspec.msgpack.encode(data), MSGPACK
     return msgspec.json.encode(data), JSON
 

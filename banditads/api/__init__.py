@@ -25,6 +25,7 @@ import falcon  # noqa: E402
 import hug  # noqa: E402
 
 from .. import errors, keys, parsing, wire  # noqa: E402
+from ..guard import Door, Guard  # noqa: E402
 
 log = logging.getLogger(__name__)
 _serial = itertools.count()
@@ -67,12 +68,14 @@ class Routes:
         Every route in the order in which it was declared.
     keys
         Who may do what.
+    door
+        What never got so far.
     observe
         Told of every request: method, path as declared, status, seconds.
     """
 
-    def __init__(self, api: hug.API, known: keys.Keys) -> None:
-        self.api, self.keys = api, known
+    def __init__(self, api: hug.API, known: keys.Keys, door: Door) -> None:
+        self.api, self.keys, self.door = api, known, door
         self.all: list[Route] = []
         self.observe: Callable[[str, str, int, float], None] = lambda *_: None
 
@@ -125,6 +128,10 @@ class Routes:
             media, body = parsing.JSON, None
             if route.body is not None:
                 media = wire.media_type(request, route.media)
+                if media not in (parsing.JSON, parsing.MSGPACK) and request.content_length is None:
+                    raise errors.Invalid(
+                        "lines need a length: half of them would look whole", "Content-Length"
+                    )
                 raw = wire.body(request, route.limit)
                 body = raw if route.body is bytes else parsing.decode(raw, route.body, media)
             answer = handler(Call(_id(id), query, body, media))
@@ -142,7 +149,7 @@ class Routes:
         if isinstance(answer.data, bytes):
             response.data, response.content_type = answer.data, answer.content_type
         elif answer.data is not None:
-            response.data, response.content_type = wire.encode(answer.data, request.accept)
+            response.data, response.content_type = wire.encode(answer.data, wire.wants_msgpack(request))
 
 
 def _id(quoted: str) -> str:
@@ -168,10 +175,10 @@ def _as_it_is(content, request, response):
 _as_it_is.content_type = parsing.JSON
 
 
-def build(engine, known: keys.Keys | None = None) -> Callable[..., Any]:
+def build(engine, known: keys.Keys | None = None, door: Door | None = None) -> Guard:
     """The WSGI application of one engine, for whom it may concern. Several can live in one process."""
     api = hug.API(f"banditads-{next(_serial)}")  # hug keeps one API per name; each engine gets its own
-    routes = Routes(api, known or keys.Keys(None))
+    routes = Routes(api, known or keys.Keys(None), door or Door())
     for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
         importlib.import_module(f"{__name__}.{module.name}").mount(routes, engine)
     api.http.set_not_found_handler(_not_found)
@@ -179,7 +186,7 @@ def build(engine, known: keys.Keys | None = None) -> Callable[..., Any]:
     application = api.http.server()
     api.http.versions = versions  # its help needs them
     application.set_error_serializer(partial(_serialise, routes))
-    return _Edge(application, routes)
+    return Guard(_Edge(application, routes), routes.door, max(route.limit for route in routes.all))
 
 
 class _Edge:
@@ -189,7 +196,7 @@ class _Edge:
     """
 
     def __init__(self, application, routes: Routes) -> None:
-        self.application, self.routes = application, routes
+        self.application = application
         self.prefixes = tuple({route.path[:-4] for route in routes.all if route.path.endswith("{id}")})
 
     def __call__(self, environ, start_response):
@@ -201,14 +208,15 @@ class _Edge:
         return self.application(environ, start_response)
 
 
-def _error(response, status: int, code: str, message: str, field: str) -> None:
-    said = wire.ErrorReply(wire.ErrorBody(code, message, field))
+def _error(request, response, status: int, *said: str) -> None:
+    said = wire.ErrorReply(wire.ErrorBody(*said))
     response.status = f"{status} {wire.REASONS[status]}"
-    response.data, response.content_type = wire.encode(said, None)
+    response.set_header("Cache-Control", "no-store")
+    response.data, response.content_type = wire.encode(said, wire.wants_msgpack(request))
 
 
 def _not_found(request, response, *args, **kwargs) -> None:
-    _error(response, 404, "unknown", "there is no such route; see /openapi.json", "path")
+    _error(request, response, 404, "unknown", "there is no such route; see /openapi.json", "path")
 
 
 _not_found.interface = True  # hug asks for the mark of something that answers by itself
@@ -224,6 +232,6 @@ def _serialise(routes: Routes, request, response, error) -> None:
         allowed = [route.method for route in routes.all if route.path == request.uri_template]
         response.set_header("Allow", ", ".join([*dict.fromkeys(allowed), "OPTIONS"]))
     if status == 405:
-        _error(response, 405, "unsupported", "this route does not have that method", "method")
+        _error(request, response, 405, "unsupported", "this route does not have that method", "method")
     else:
-        _error(response, status, "invalid", "the request is malformed", "headers")
+        _error(request, response, status, "invalid", "the request is malformed", "headers")

@@ -22,7 +22,7 @@ def mount(routes, engine) -> None:  # noqa: D103
         registry=registry,
         buckets=BUCKETS,
     )
-    registry.register(_State(engine))
+    registry.register(_State(engine, routes.door))
     children = {}  # looking one up by label costs more than observing
 
     def observe(method: str, path: str, status: int, seconds: float) -> None:
@@ -41,8 +41,8 @@ def mount(routes, engine) -> None:  # noqa: D103
 class _State:
     """Reads the engine's state when it is asked."""
 
-    def __init__(self, engine) -> None:
-        self.engine = engine
+    def __init__(self, engine, door) -> None:
+        self.engine, self.door = engine, door
 
     def collect(self):
         engine = self.engine
@@ -59,6 +59,7 @@ class _State:
                 "given_up": ("Decisions that had to stop waiting early.", state.joiner.given_up),
                 "set_aside": ("Decisions that spoilt the model and were not learned.", state.stats.set_aside),
                 "forgotten": ("Settled decisions forgotten to make room.", state.joiner.forgotten),
+                "connections_cut": ("Connections whose request did not arrive in time.", self.door.cut),
                 "unwritten_choices": ("Choices served though the disk refused them.", engine.unwritten),
             }
             gauges = {
@@ -83,6 +84,12 @@ class _State:
             yield CounterMetricFamily(f"banditads_{name}", text, value=value)
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(f"banditads_{name}", text, value=value)
+        refused = CounterMetricFamily(
+            "banditads_refused_at_the_door", "Requests that no route saw, by status.", labels=["status"]
+        )
+        for status, count in sorted(self.door.refused.items()):
+            refused.add_metric([str(status)], count)
+        yield refused
         alarm = GaugeMetricFamily("banditads_alarm", "1 while /readyz says this.", labels=["code"])
         raised = {each.code for each in engine.alarms()}
         for code in CODES:
