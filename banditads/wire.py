@@ -28,6 +28,7 @@ STATUS: Mapping[type[Exception], int] = {
     errors.TooLarge: 413,
     errors.Unsupported: 415,
     errors.TooMany: 429,
+    errors.Damaged: 500,
     errors.Unavailable: 503,
     errors.DiskFailure: 503,
 }
@@ -164,5 +165,10 @@ def refusal(error: Exception) -> Reply:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, errors.Refused):
         return Reply(ErrorReply(ErrorBody(error.code, error.message, error.field)), status, headers)
-    said = ErrorBody("unavailable", "the disk has failed; nothing is accepted until a restart")
+    if isinstance(error, errors.Damaged):
+        said = ErrorBody(
+            "damaged", "this is damaged on the disk; the log says where, `banditads verify` what else"
+        )
+    else:
+        said = ErrorBody("unavailable", "the disk has failed; nothing is accepted until a restart")
     return Reply(ErrorReply(said), status, headers)

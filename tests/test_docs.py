@@ -76,3 +76,14 @@ def test_the_tables_of_options_are_the_options():
         (ROOT / "docs/policies.md").write_text(page)
 
     assert page.partition("## Options\n\n")[2] == table_of_options(), "run this test with WRITE_DOCS=1"
+
+
+def test_every_test_that_the_guarantees_name_exists():
+    page = (ROOT / "docs/guarantees.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)
+
+    assert len(named) > 25
+    for file, test in named:
+        text = (ROOT / file).read_text()
+        assert f"def {test}(" in text or not test, f"{file}::{test}"
+    assert "@" not in page  # a figure that was to be filled in

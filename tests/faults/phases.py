@@ -350,7 +350,8 @@ def _served(server: Server, ledger: Ledger, target: Path, told, tally: Tally, wh
             tally.expect(now == told, "different", what)
             for event_id, (ad, probability, propensities, _) in ledger.decisions.items():
                 status, said = line.ask("GET", f"/decisions/{event_id}")
-                fits = status == 500 or (said["ad"], said["probability"], said["propensities"]) == (
+                damaged = status == 500 and said["error"]["code"] == "damaged"
+                fits = damaged or (said["ad"], said["probability"], said["propensities"]) == (
                     ad,
                     probability,
                     propensities,
@@ -449,7 +450,7 @@ def fsync_errors(count: int, seed: int = 1, bug: str = "") -> Tally:
             clients = Clients(ledger, tally, seed * 1000 + 10 * tally.faults)
             with server.running(), clients.visiting(server):
                 try:
-                    code = server.process.wait(20)
+                    code = server.process.wait(6 if bug else 20)
                 except subprocess.TimeoutExpired:
                     code = server.end()
             tally.faults += 1
@@ -697,4 +698,22 @@ PHASES = {  # name -> the phase in a short form, with a bug
     "clock": lambda bug="": clock_steps(bug=bug),
     "twins": lambda bug="": twins(80, bug=bug),
 }
-CATCHES: dict[str, str] = {}  # planted bug -> a phase that notices it
+CATCHES = {  # planted bug -> a phase that notices it
+    "no_fsync": "power cuts",
+    "ack_before_write": "order of calls",
+    "ack_before_fsync": "order of calls",
+    "rename_without_directory_fsync": "order of calls",
+    "snapshot_off_by_one": "SIGTERM",
+    "snapshot_without_duplicates": "kills",
+    "snapshot_without_request_ids": "kills",
+    "learns_one_behind": "kills",
+    "rounded_probabilities": "kills",
+    "torn_tail_not_truncated": "torn tails",
+    "no_checksum": "bit flips",
+    "fsync_error_ignored": "failing fsync",
+    "fsync_error_retried": "failing fsync",
+    "half_a_record_stays": "full disk",
+    "lock_ignored": "two processes",
+    "expiry_by_the_wall_clock": "clock",
+    "no_snapshot_at_the_end": "SIGTERM",
+}
