@@ -50,7 +50,7 @@ def campaign(kills: int, cuts: int, flips: int, seed: int) -> bool:
         (
             f"SIGKILL under load and while starting, {policy}",
             lambda policy=policy, share=share: shared(
-                share, 5, lambda n, part: phases.kills(n, seed + part, policy=policy, sample=500)
+                share, 5, lambda n, part: phases.kills(n, seed + part, policy=policy, sample=200)
             ),
         )
         for policy, share in (("vw", kills - kills // 4), ("logistic", kills // 8), ("linucb", kills // 8))

@@ -207,7 +207,7 @@ def power_cuts(count: int, seed: int = 1, bug: str = "", fsync: str = "always", 
                 disk.mount()
                 tally.faults += 1
                 survivors = _survivors(disk.point / "data")
-                _forget_what_may_go(ledger, tally, survivors, cut_at if fsync != "always" else None, window)
+                _forget_what_may_go(ledger, tally, survivors, cut_at - (window if fsync != "always" else 0.0))
                 with server.running():
                     audit(server, ledger, tally, 200, seed)
                     server.end()
@@ -220,17 +220,18 @@ def _survivors(folder: Path) -> int:
     return len(records(folder)) if folder.exists() else 0
 
 
-def _forget_what_may_go(ledger: Ledger, tally: Tally, end: int, cut_at: float | None, window: float) -> None:
+def _forget_what_may_go(ledger: Ledger, tally: Tally, end: int, since: float) -> None:
     """Decisions whose record may be lost leave the books; rewards that must not be lost are counted.
 
-    A decision is durable with the next reward; a reward at once, or with `everysec` a moment later. What is
-    left is a prefix: whatever stands below `end`.
+    A decision is durable with the next reward; a reward at once, or with `everysec` a moment later. What was
+    answered after the cut was answered by nobody: a file system that is shut down lets an fdatasync that was
+    under way say that all is well. What is left is a prefix: whatever stands below `end`.
     """
     for event_id, (value, offset, when) in list(ledger.rewards.items()):
         if offset < end:
             continue
-        allowed = cut_at is not None and when >= cut_at - window
-        tally.expect(allowed, "lost", f"reward {event_id} at {offset}, the journal ends at {end}")
+        what = f"reward {event_id} at {offset}, {since - when:.4f} s before; the journal ends at {end}"
+        tally.expect(when >= since, "lost", what)
         del ledger.rewards[event_id]
         ledger.unknown[event_id] = value
     for event_id, (*_, offset) in list(ledger.decisions.items()):
