@@ -88,7 +88,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         float,
         Meta(
             description="A request whose body has not arrived after this time loses its connection.",
-            ge=1,
+            ge=0.1,
             le=3600,
             extra={"unit": "seconds"},
         ),

@@ -75,6 +75,9 @@ class Incoming(Protocol):
     auth: str | None  # the header Authorization
     accept: str
 
+    def get_header(self, name: str) -> str | None:
+        """A header's value."""
+
     def client_prefers(self, media_types: tuple[str, ...]) -> str | None:
         """Which of these the header Accept weighs most."""
 
@@ -112,6 +115,12 @@ def query(request: Incoming) -> dict[str, str]:
             raise errors.Invalid("given twice", name[:128])
         found[name] = value
     return found
+
+
+def no_body(request: Incoming) -> None:
+    """A body that nobody reads is refused: two programs may differ on where the next request begins."""
+    if request.content_length or request.get_header("Transfer-Encoding"):
+        raise errors.Invalid("a request of this method has no body", "body")
 
 
 def body(request: Incoming, limit: int = MAX_BODY) -> bytes:

@@ -471,7 +471,7 @@ def test_openapi_is_valid_and_lists_exactly_the_routes_there_are(site):
     listed = {(path, method.upper()) for path, item in document["paths"].items() for method in item}
     real = {
         (url, method)
-        for routes in site.app.routes.api.http.routes.values()
+        for routes in site.app.application.routes.api.http.routes.values()
         for url, methods in routes.items()
         for method in methods
     }

@@ -7,6 +7,7 @@ from banditads import policies, stats
 from banditads.api.metrics import _State
 from banditads.choosing import Request
 from banditads.events import Ad
+from banditads.guard import Door
 from banditads.policies import logistic, vw
 from banditads.replay import fold
 from banditads.state import State
@@ -121,7 +122,7 @@ def test_a_server_says_how_full_it_is_and_what_it_gave_up(make_engine):
     engine = make_engine(max_open=5, max_done=3)
     for number in range(20):
         engine.choose(Request(request_id=f"r{number}"), f"e{number}")
-    found = {each.name: each.samples[0].value for each in _State(engine).collect() if each.samples}
+    found = {each.name: each.samples[0].value for each in _State(engine, Door()).collect() if each.samples}
     assert {
         name: found[f"banditads_{name}"]
         for name in ("pending", "pending_limit", "settled", "settled_limit", "requests_remembered",

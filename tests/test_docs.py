@@ -48,7 +48,7 @@ def test_the_routes_table_has_every_route():
     app = api.build(Engine(State("uniform"), connect("memory:"), ids=ids()))
     told = set(re.findall(r"`([A-Z]+ /[^`?]*)`", (ROOT / "docs/http.md").read_text()))
 
-    assert told >= {f"{route.method} {route.path}" for route in app.routes.all}
+    assert told >= {f"{route.method} {route.path}" for route in app.application.routes.all}
 
 
 def test_the_policies_table_has_every_policy():

@@ -122,6 +122,8 @@ class Routes:
         try:
             if route.scope is not None:  # before anything else of the request is read
                 self.keys.check(wire.bearer(request), route.scope)
+            if route.method in ("GET", "HEAD", "DELETE"):
+                wire.no_body(request)
             query = wire.query(request)
             if "*" not in route.query and (unknown := query.keys() - route.query.keys()):
                 raise errors.Invalid("this route has no such parameter", min(unknown)[:128])
@@ -196,7 +198,7 @@ class _Edge:
     """
 
     def __init__(self, application, routes: Routes) -> None:
-        self.application = application
+        self.application, self.routes = application, routes
         self.prefixes = tuple({route.path[:-4] for route in routes.all if route.path.endswith("{id}")})
 
     def __call__(self, environ, start_response):
