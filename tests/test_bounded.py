@@ -118,6 +118,24 @@ def test_new_feature_and_ad_names_stop_adding_to_a_policy(name, monkeypatch):
     assert copy.dump() == saved[-1]
 
 
+@pytest.mark.parametrize(
+    ("policy", "fact"), [("vw", "scales"), ("logistic", "weights"), ("thompson", "arms")]
+)
+def test_a_policy_says_in_the_metrics_how_much_it_holds(policy, fact, make_engine):
+    engine = make_engine(policy)
+    for number in range(3):
+        engine.choose(Request({f"number-{number}": 1.0}), f"e{number}")
+        engine.reward(f"e{number}", 1.0)
+    found = {
+        sample.labels["fact"]: sample.value
+        for family in _State(engine, Door()).collect()
+        if family.name == "banditads_policy"
+        for sample in family.samples
+    }
+    assert found[fact] >= 1
+    assert found[fact] == engine.state.policy.describe()[fact]
+
+
 def test_a_server_says_how_full_it_is_and_what_it_gave_up(make_engine):
     engine = make_engine(max_open=5, max_done=3)
     for number in range(20):

@@ -79,6 +79,10 @@ class _State:
                 "snapshot_offset": ("Offset of the newest snapshot.", engine.snapshot_offset),
                 "ready": ("1 when rewards are accepted.", 0.0 if engine.trouble() else 1.0),
             }
+            facts = GaugeMetricFamily("banditads_policy", "What the policy says of itself.", labels=["fact"])
+            for fact, value in state.policy.describe().items():
+                if isinstance(value, int | float):
+                    facts.add_metric([fact], value)
             by_ad = [(ad, each.choices, each.reward_sum) for ad, each in state.stats.ads.items()][:MAX_ADS]
         for name, (text, value) in counters.items():
             yield CounterMetricFamily(f"banditads_{name}", text, value=value)
@@ -90,6 +94,7 @@ class _State:
         for status, count in sorted(self.door.refused.items()):
             refused.add_metric([str(status)], count)
         yield refused
+        yield facts
         alarm = GaugeMetricFamily("banditads_alarm", "1 while /readyz says this.", labels=["code"])
         raised = {each.code for each in engine.alarms()}
         for code in CODES:

@@ -210,7 +210,12 @@ class Policy:
 
     def describe(self) -> dict[str, Any]:
         """VW's command line, and how much it learned."""
-        return {"command": self.command, "learned": self.learned, "kept_ads": len(self._examples)}
+        return {
+            "command": self.command,
+            "learned": self.learned,
+            "kept_ads": len(self._examples),
+            "scales": len(self.scales),
+        }
 
     def _start(self, workspace: Any) -> None:
         self._examples: OrderedDict[str, tuple[Ad, Any]] = OrderedDict()  # by id; least recently used first
