@@ -18,9 +18,11 @@ import struct
 from typing import Any, TypeAlias
 
 import msgspec
+import numpy as np
 
 Features: TypeAlias = dict[str, str | float]
 Saved: TypeAlias = Any  # whatever msgpack can write: None, bool, int, float, str, bytes, list, dict
+PROBABILITY = np.dtype("<f8")  # of `Chosen.pmf`
 
 
 class Ad(msgspec.Struct, frozen=True, array_like=True, eq=True):

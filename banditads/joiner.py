@@ -8,6 +8,7 @@ un-expires one. What has settled is remembered for a while, to tell a repeated r
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
@@ -77,8 +78,10 @@ class Joiner:
         self.wait, self.default, self.max_done = wait, default, max_done
         self.max_open, self.max_open_bytes = max_open, max_open_bytes
         self.now = 0.0  # newest `at` seen
-        self.open: dict[str, Open] = {}  # by event id; oldest deadline first, because `now` only grows
-        self.done: dict[str, Done] = {}  # by event id; oldest settled first
+        # Ordered dicts, for finding the first: in a plain one that takes a walk over all that left before it,
+        # 100 us with 100,000 waiting.
+        self.open = OrderedDict[str, Open]()  # by event id; oldest deadline first, because `now` only grows
+        self.done = OrderedDict[str, Done]()  # by event id; oldest settled first
         self.requests: dict[
             str, str
         ] = {}  # request id -> event id, for as long as that is in `open` or `done`
@@ -141,8 +144,7 @@ class Joiner:
     def _remember(self, event_id: str, done: Done) -> None:
         self.done[event_id] = done
         while len(self.done) > self.max_done:
-            event_id = next(iter(self.done))
-            forgotten = self.done.pop(event_id)
+            event_id, forgotten = self.done.popitem(last=False)
             self.forgotten += 1
             if self.requests.get(forgotten.request_id) == event_id:
                 del self.requests[forgotten.request_id]
@@ -169,11 +171,11 @@ class Joiner:
         ads = [Ad.load(raw) for raw in raw_ads]
         slates = [tuple(ads[number] for number in numbers) for numbers in raw_slates]
         names = [tuple(ad.id for ad in slate) for slate in slates]  # one tuple for all: 100 ids are 6 KB
-        self.open, self.open_bytes = {}, 0
+        self.open, self.open_bytes = OrderedDict(), 0
         for offset, deadline, number, raw, seen in waiting:
             choice = msgspec.structs.replace(msgspec.convert(raw, Chosen), ads=names[number])
             self._open(Open(offset, deadline, choice, slates[number], len(encode(choice)), seen))
-        self.done = msgspec.convert(done, dict[str, Done])
+        self.done = OrderedDict(msgspec.convert(done, dict[str, Done]))
 
 
 class _Numbers:

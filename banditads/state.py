@@ -114,7 +114,8 @@ class State:
             if event.event_id not in self.skip and self.joiner.knows(event.event_id):
                 raise Spoilt(event.event_id, "the journal says that it was set aside")
             self.skip.discard(event.event_id)
-        self.catalog.apply(event)
+        if not ads:
+            self.catalog.apply(event)
         self.stats.apply(event, late=isinstance(event, Rewarded) and not landed)
 
     def _learn(self, settled: Settled) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from .events import Chosen, Event, Impressed, Rewarded, Saved, SetAside, Settled, Unfilled
+from .events import PROBABILITY, Chosen, Event, Impressed, Rewarded, Saved, SetAside, Settled, Unfilled
 
 MAX_ADS = 100_000  # names counted; the rest are counted together
 REST = "(other)"
 RECENT = 500  # choices that a recent average goes back over
-PROBABILITY = np.dtype("<f8")
 
 
 class Counts(msgspec.Struct, array_like=True):

@@ -12,8 +12,8 @@ Bietti, Agarwal, Langford 2018 (arXiv:1802.04064: epsilon-greedy with mtr, ips a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from math import asinh, sqrt
+from collections.abc import Sequence
+from math import asinh, copysign, isfinite, nan, sqrt
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -78,8 +78,10 @@ class Scale(NamedTuple):
 
     def of(self, value: float) -> float:
         """The value in standard deviations from the mean, at most `FAR`; 0 if all were the same."""
-        deviation = sqrt(self.squares / self.seen)
-        return max(-FAR, min(FAR, (asinh(value) - self.mean) / deviation)) if deviation else 0.0
+        if not self.squares:
+            return 0.0
+        deviations = (asinh(value) - self.mean) / sqrt(self.squares / self.seen)
+        return deviations if -FAR < deviations < FAR else copysign(FAR, deviations)
 
 
 class Policy:
@@ -162,6 +164,8 @@ class Policy:
         self.command = " ".join([ALWAYS, explore, step, *crosses])  # our own words, and numbers
         # 1: where it regresses unweighted, VW ignores the propensity, except of the last ad in the list.
         self.least = min_propensity if exploration in BY_PROPENSITY else 1.0
+        # There VW learns from the ad that was shown and only counts the others: a fifth of the work at 100 ads.
+        self.shown_only = exploration in BY_PROPENSITY and cb_type == "mtr"
         self.kept_ads = kept_ads
         self.learned = 0  # rewards
         self.scales: dict[int, Scale] = {}  # of the numbers in contexts, by hashed name
@@ -169,23 +173,24 @@ class Policy:
 
     def pmf(self, context: Features, ads: Sequence[Ad]) -> Floats:
         """VW's distribution over the ads, shape (n_ads,)."""
-        shared, first = self._shared(context), self._kept(ads[0])
-        self._vw.predict_multi([shared, first, *map(self._kept, ads[1:])])
+        shared, kept = self._shared(context), self._all_kept(ads)
+        self._vw.predict_multi([shared, *kept])
         scores = np.array(shared.get_action_scores())
+        scores /= np.add.reduce(scores)  # VW's own sum is 1 in float32 only
         # An estimate that is not finite makes all of them so, by the constant they share, and VW explores on.
-        estimate = first.get_partial_prediction()
-        return scores / scores.sum() + 0.0 * estimate  # VW's own sum is 1 in float32 only
+        return scores if isfinite(kept[0].get_partial_prediction()) else scores * nan
 
     def learn(
         self, context: Features, ads: Sequence[Ad], pick: int, reward: float, propensity: float
     ) -> None:
         """One step of VW towards the cost of the ad that was picked."""
-        for name, value in tokens(context):
-            if "=" not in name:
+        for name, value in context.items():
+            if not isinstance(value, str):
                 place = _place(name)
                 self.scales[place] = self.scales.get(place, Scale()).after(value)
         label = f"0:{-float(reward)!r}:{float(max(propensity, self.least))!r}"
-        examples = [self._shared(context), *map(self._kept, ads)]
+        others = self._blanks(len(ads)) if self.shown_only else self._all_kept(ads)
+        examples = [self._shared(context), *others]
         examples[1 + pick] = self._ad(ads[pick], label)  # not the kept one: a label cannot be taken off again
         self._vw.learn_multi(examples)
         self.learned += 1
@@ -219,22 +224,47 @@ class Policy:
 
     def _start(self, workspace: Any) -> None:
         self._examples: OrderedDict[str, tuple[Ad, Any]] = OrderedDict()  # by id; least recently used first
+        self._slate: tuple[Sequence[Ad], list[Any]] = (), []  # the last long one, and its examples
+        self._empty: list[Any] = []  # examples without a feature
         self._vw = workspace
         self._hashes = {namespace: workspace.hash_space(namespace) for namespace in "UA"}
+        self._visitor = self._example("shared", "U", [])
 
     def _shared(self, context: Features) -> Any:
-        return self._example("shared", "U", [*self._scaled(context)])
+        """The one example of the visitor, made anew: half the time of another one."""
+        visitor = self._visitor
+        self._vw.unsetup_example(visitor)
+        visitor.erase_namespace(ord("U"))
+        return self._filled(visitor, "U", self._scaled(context))
 
     def _ad(self, ad: Ad, label: str = "") -> Any:
         # No feature can be called "=...": names are not empty, and `tokens` escapes what they contain.
         return self._example(label, "A", [("=" + ad.id, 1.0), *tokens(ad.features)])
 
-    def _scaled(self, context: Features) -> Iterator[tuple[str, float]]:
+    def _scaled(self, context: Features) -> list[tuple[str, float]]:
         """Tokens; a number becomes two: that it is there, and how far it is from its mean."""
-        for name, value in tokens(context):
-            yield name, 1.0
-            if "=" not in name and (scale := self.scales.get(_place(name))):
-                yield name + "=", scale.of(value)  # no category is called so: values are not empty
+        scaled = tokens(context)
+        for at, (name, value) in enumerate(context.items()):
+            if not isinstance(value, str):
+                token = scaled[at][0]
+                scaled[at] = token, 1.0
+                if scale := self.scales.get(_place(name)):
+                    scaled.append((token + "=", scale.of(value)))  # no category is called so: none is empty
+        return scaled
+
+    def _all_kept(self, ads: Sequence[Ad]) -> list[Any]:
+        """The example of each ad; at once for a tuple that was asked for last time."""
+        if ads is self._slate[0]:
+            return self._slate[1]
+        kept = [*map(self._kept, ads)]
+        if isinstance(ads, tuple) and len(ads) > 2:  # a pair is what the state asks for after each step
+            self._slate = ads, kept
+        return kept
+
+    def _blanks(self, n_ads: int) -> list[Any]:
+        while len(self._empty) < n_ads:  # no example may stand twice in a list
+            self._empty.append(self._example("", "A", []))
+        return self._empty[:n_ads]
 
     def _kept(self, ad: Ad) -> Any:
         kept = self._examples.get(ad.id)
@@ -251,6 +281,9 @@ class Policy:
         example = pylibvw.example(self._vw, CB_LABEL)
         if label:
             example.set_label_string(self._vw, label, CB_LABEL)
+        return self._filled(example, namespace, features)
+
+    def _filled(self, example: Any, namespace: str, features: list[tuple[str, float]]) -> Any:
         example.ensure_namespace_exists(ord(namespace))
         example.push_feature_list(self._vw, ord(namespace), self._hashes[namespace], features)
         self._vw.setup_example(example)

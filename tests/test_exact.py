@@ -1,0 +1,116 @@
+"""What is fast does what the plain way does: the same bits, for whatever comes.
+
+The plain way to use VW is in this file: every example is made anew at every call, with all its features, and
+nothing is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pylibvw
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from banditads import features, policies
+from banditads.events import Ad
+from banditads.features import clean, tokens
+from banditads.policies import vw
+
+CB = pylibvw.vw.lContextualBandit
+WORDS = st.text("abc=%:| \n", max_size=4) | st.text(max_size=3)
+VALUES = st.one_of(
+    WORDS, st.floats(), st.integers(), st.booleans(), st.none(), st.lists(WORDS, max_size=2),
+    st.dictionaries(WORDS, WORDS, max_size=2),
+)  # fmt: skip
+NUMBERS = st.floats(-1e6, 1e6).map(lambda value: value + 0.0)
+NAMED = st.dictionaries(st.sampled_from(["a", "b", "c=d", "price", "%"]), st.sampled_from("uvw") | NUMBERS)
+OPTIONS = [{}, *vw.EXAMPLES]
+
+
+class Plain:
+    """VW as one would write it down, on the workspace and the scales of the policy that it is compared with."""
+
+    def __init__(self, policy: vw.Policy) -> None:
+        self.policy, self.vw = policy, policy._vw
+
+    def example(self, label: str, namespace: str, named: list[tuple[str, float]]) -> Any:
+        made = pylibvw.example(self.vw, CB)
+        if label:
+            made.set_label_string(self.vw, label, CB)
+        made.ensure_namespace_exists(ord(namespace))
+        made.push_feature_list(self.vw, ord(namespace), self.vw.hash_space(namespace), named)
+        self.vw.setup_example(made)
+        return made
+
+    def shared(self, context: features.Features) -> Any:
+        named = []
+        for name, value in tokens(context):
+            named.append((name, 1.0))
+        for name, value in context.items():
+            if isinstance(value, float) and (scale := self.policy.scales.get(vw._place(name))):
+                named.append((tokens({name: value})[0][0] + "=", scale.of(value)))
+        return self.example("shared", "U", named)
+
+    def ad(self, ad: Ad, label: str = "") -> Any:
+        return self.example(label, "A", [("=" + ad.id, 1.0), *tokens(ad.features)])
+
+    def pmf(self, context: features.Features, ads: Sequence[Ad]) -> np.ndarray:
+        shared = self.shared(context)
+        self.vw.predict_multi([shared, *map(self.ad, ads)])
+        scores = np.array(shared.get_action_scores())
+        return scores / scores.sum()
+
+    def learn(self, context, ads: Sequence[Ad], pick: int, reward: float, propensity: float) -> None:
+        for name, value in context.items():
+            if isinstance(value, float):
+                place = vw._place(name)
+                self.policy.scales[place] = self.policy.scales.get(place, vw.Scale()).after(value)
+        label = f"0:{-reward!r}:{max(propensity, self.policy.least)!r}"
+        examples = [self.ad(ad, label if at == pick else "") for at, ad in enumerate(ads)]
+        self.vw.learn_multi([self.shared(context), *examples])
+        self.policy.learned += 1
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_vw_with_kept_examples_gives_the_bits_of_vw_with_new_ones(options, data):
+    fast, other = (policies.make("vw", **{**options, "bits": 12}) for _ in range(2))
+    plain = Plain(other)
+    catalog = [Ad(f"ad-{n}", clean(data.draw(NAMED))) for n in range(6)]
+    slates = [tuple(catalog[:1]), tuple(catalog[:4]), tuple(catalog)]
+    for _ in range(data.draw(st.integers(1, 12))):
+        context, ads = clean(data.draw(NAMED)), data.draw(st.sampled_from(slates))
+        said = fast.pmf(context, ads)
+        assert said.tobytes() == plain.pmf(context, ads).tobytes()
+        pick = data.draw(st.integers(0, len(ads) - 1))
+        reward = data.draw(st.sampled_from([0.0, 0.5, 1.0]))
+        for each in (fast, plain):
+            each.learn(context, ads, pick, reward, float(said[pick]) or 0.01)
+    assert fast.dump() == other.dump()
+
+
+def test_the_plain_way_would_be_told_from_another():
+    """The comparison above can fail: one lesson more is another model."""
+    fast, other = (policies.make("vw", exploration="softmax") for _ in range(2))
+    plain, ads = Plain(other), (Ad("a"), Ad("b"), Ad("c"))
+    for each in (fast, plain):
+        each.learn({"x": "y"}, ads, 1, 1.0, 0.5)
+    assert fast.dump() == other.dump()
+    plain.learn({"x": "y"}, ads, 2, 1.0, 0.5)
+    assert fast.pmf({"x": "y"}, ads).tobytes() != plain.pmf({"x": "y"}, ads).tobytes()
+    assert fast.dump() != other.dump()
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.dictionaries(WORDS, VALUES, max_size=5))
+def test_the_quick_way_to_clean_gives_what_the_whole_way_gives_or_nothing(raw):
+    quick = features._clean_flat(raw)
+    if quick:
+        whole = features._clean(raw, "context")
+        assert list(quick.items()) == list(whole.items())
+        assert list(map(repr, quick.values())) == list(map(repr, whole.values()))  # -0.0, and int
