@@ -32,7 +32,7 @@ OPTIONS = [{}, *vw.EXAMPLES]
 
 
 class Plain:
-    """VW as one would write it down, on the workspace and the scales of the policy that it is compared with."""
+    """VW as one would write it down, on the workspace and the scales of a policy."""
 
     def __init__(self, policy: vw.Policy) -> None:
         self.policy, self.vw = policy, policy._vw
@@ -48,7 +48,7 @@ class Plain:
 
     def shared(self, context: features.Features) -> Any:
         named = []
-        for name, value in tokens(context):
+        for name, _ in tokens(context):
             named.append((name, 1.0))
         for name, value in context.items():
             if isinstance(value, float) and (scale := self.policy.scales.get(vw._place(name))):

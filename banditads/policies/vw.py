@@ -164,7 +164,7 @@ class Policy:
         self.command = " ".join([ALWAYS, explore, step, *crosses])  # our own words, and numbers
         # 1: where it regresses unweighted, VW ignores the propensity, except of the last ad in the list.
         self.least = min_propensity if exploration in BY_PROPENSITY else 1.0
-        # There VW learns from the ad that was shown and only counts the others: a fifth of the work at 100 ads.
+        # There VW learns from the ad that was shown and counts the others: a fifth of the work at 100 ads.
         self.shown_only = exploration in BY_PROPENSITY and cb_type == "mtr"
         self.kept_ads = kept_ads
         self.learned = 0  # rewards
