@@ -134,6 +134,46 @@ class SetAside(msgspec.Struct, frozen=True, array_like=True, tag="set_aside"):
     event_id: str
 
 
+class Act(msgspec.Struct, frozen=True, array_like=True):
+    """Something that a user did."""
+
+    kind: str  # view, search, like, cart, purchase, ...
+    item: str = ""
+    category: str = ""
+    amount: float = 0.0  # of money, or of whatever the site counts
+    at: float = 0.0  # seconds since the epoch, when it was done
+
+
+class UserPut(msgspec.Struct, frozen=True, array_like=True, tag="user_put"):
+    """What is known of a user was said, or replaced. Without consent nothing is kept."""
+
+    at: float
+    user: str  # pseudonym: ids of people are never written down
+    attributes: Features
+    consent: bool
+
+
+class UserActed(msgspec.Struct, frozen=True, array_like=True, tag="user_acted"):
+    """A user did something; all of it at once."""
+
+    at: float
+    user: str
+    acts: tuple[Act, ...]
+
+
+class UserErased(msgspec.Struct, frozen=True, array_like=True, tag="user_erased"):
+    """A user is to be forgotten: profile, history, and decisions that still wait."""
+
+    at: float
+    user: str
+
+
+class Scrubbed(msgspec.Struct, frozen=True, array_like=True, tag="scrubbed"):
+    """What stood here was about a user who was erased. Only its time is left."""
+
+    at: float
+
+
 class Settled(msgspec.Struct, frozen=True):
     """Derived, never journaled: a choice got its reward, or its time ran out."""
 
@@ -144,7 +184,20 @@ class Settled(msgspec.Struct, frozen=True):
     silent: bool = False  # nobody said anything: `reward` is the default
 
 
-Event: TypeAlias = AdsPut | AdRemoved | Chosen | Unfilled | Rewarded | Impressed | Ticked | SetAside
+Event: TypeAlias = (
+    AdsPut
+    | AdRemoved
+    | Chosen
+    | Unfilled
+    | Rewarded
+    | Impressed
+    | Ticked
+    | SetAside
+    | UserPut
+    | UserActed
+    | UserErased
+    | Scrubbed
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)

@@ -76,6 +76,25 @@ def derive(key: bytes, purpose: str) -> bytes:
     return blake2b(purpose.encode(), key=key, digest_size=KEY_BYTES).digest()
 
 
+class Pseudonyms:
+    """User id -> what is written down instead: the same for the same id, and no way back without the key.
+
+    >>> pseudonym = Pseudonyms(b"k" * 32)
+    >>> pseudonym("anna@example.com"), pseudonym("")
+    ('faofsxVC71tlNwLxd6AR5w', '')
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._key = derive(key, "users")
+
+    def __call__(self, user_id: str) -> str:
+        """22 characters; nothing for nobody."""
+        if not user_id:
+            return ""
+        digest = blake2b(user_id.encode(), key=self._key, digest_size=16).digest()
+        return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
 class EventIds:
     """Makes event ids, and knows its own again.
 
