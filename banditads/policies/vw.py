@@ -72,15 +72,18 @@ class Scale(NamedTuple):
 
     def after(self, value: float) -> Scale:
         """With one more value."""
-        before = asinh(value) - self.mean
-        mean = self.mean + before / (self.seen + 1)
-        return Scale(self.seen + 1, mean, self.squares + before * (asinh(value) - mean))
+        seen, mean, squares = self
+        pressed = asinh(value)
+        before = pressed - mean
+        mean += before / (seen + 1)
+        return Scale(seen + 1, mean, squares + before * (pressed - mean))
 
     def of(self, value: float) -> float:
         """The value in standard deviations from the mean, at most `FAR`; 0 if all were the same."""
-        if not self.squares:
+        seen, mean, squares = self
+        if not squares:
             return 0.0
-        deviations = (asinh(value) - self.mean) / sqrt(self.squares / self.seen)
+        deviations = (asinh(value) - mean) / sqrt(squares / seen)
         return deviations if -FAR < deviations < FAR else copysign(FAR, deviations)
 
 
