@@ -1,6 +1,6 @@
 """/choose and /reward hung on falcon by hand: what the routes would cost without hug.
 
-The same handlers, the same checks in the same order, the same replies, behind the same guard.
+The same handlers, the same checks in the same order, the same replies and metrics, behind the same guard.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from banditads import api, errors, keys, parsing, wire  # api first: it makes hug and falcon importable
-from banditads.api import serving
+from banditads.api import metrics, serving
 from banditads.guard import Door, Guard
 
 import falcon  # isort: skip
@@ -45,10 +45,10 @@ class _Resource:
 
 
 class _Routes:
-    """What `serving.mount` needs of `api.Routes`."""
+    """What `mount` needs of `api.Routes`."""
 
     def __init__(self) -> None:
-        self.keys = keys.Keys(None)
+        self.keys, self.door = keys.Keys(None), Door()
         self.application = falcon.API()
         self.observe: Callable[[str, str, int, float], None] = lambda *_: None
 
@@ -64,5 +64,6 @@ class _Routes:
 def build(engine: Any) -> Guard:
     """The WSGI application of one engine, of these two routes only."""
     routes = _Routes()
-    serving.mount(routes, engine)
-    return Guard(routes.application, Door(), wire.MAX_BODY)
+    for module in (metrics, serving):
+        module.mount(routes, engine)
+    return Guard(routes.application, routes.door, wire.MAX_BODY)
