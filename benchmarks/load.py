@@ -115,6 +115,7 @@ class Load(NamedTuple):
 
     rate: float  # requests answered per second
     cpu: float  # microseconds per request, of the service
+    sent: int = 0  # requests; those that nobody waited for any more included
 
 
 def wrk(
@@ -144,7 +145,7 @@ def wrk(
     said = json.loads(output.partition("\nsummary ")[2])
     if said["refused"] or said["failed"] or not said["answered"]:
         raise RuntimeError(f"{path}: {said}")
-    return Load(said["answered"] / said["seconds"], used / said["sent"] * 1e6)
+    return Load(said["answered"] / said["seconds"], used / said["sent"] * 1e6, said["sent"])
 
 
 def write_lines(file: Path, values: Iterable[object]) -> Path:

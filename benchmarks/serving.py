@@ -284,9 +284,9 @@ def targets_table(kinds: dict[str, Costs]) -> str:
         if ratios:
             middle = statistics.median(ratios)
             met = middle >= target.bound if target.least else middle <= target.bound
-            spread = f"{_quantile(ratios, 0.25):.2f} - {_quantile(ratios, 0.75):.2f}"
+            spread = f"{_quantile(ratios, 0.25):.3g} - {_quantile(ratios, 0.75):.3g}"
             bound = f"{'>=' if target.least else '<='} {target.bound:g}"
-            rows.append([target.what, f"{middle:.2f}", spread, bound, "yes" if met else "**no**"])
+            rows.append([target.what, f"{middle:.3g}", spread, bound, "yes" if met else "**no**"])
     return table(["", "ratio", "middle half", "target", "met"], rows)
 
 
@@ -315,7 +315,7 @@ def plot(file: str, process: Costs, http: Costs) -> None:
     axes.set_ylabel("CPU per choice, milliseconds")
     axes.grid(True, which="major", alpha=0.3)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:,g}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(file)
@@ -351,10 +351,8 @@ def main(
     counts = COUNTS[:3] if quick else COUNTS
     if picture:
         counts = sorted([*counts, 30, 300] + ([] if quick else [3000]))
-    turns = turns or (15 if quick else 60)
-    process = in_process(turns, counts, peers=peers, largest=counts[-1] if picture else 10_000)
-    kinds = {"in process": process}
-    if http:
+    kinds: dict[str, Costs] = {}
+    if http:  # first: what is asked in process below takes memory
         paths = {10: ("choose",), 100: ("choose", "reward")}
         if picture and not quick:
             paths[1000] = ("choose",)
@@ -362,6 +360,9 @@ def main(
         pace = {"turns": 2, "seconds": 0.4} if quick else {"turns": 7, "seconds": 1.0}
         cpu, rates = over_http(paths=paths, services=services, connections=connections, **pace)
         kinds |= {"over HTTP": cpu, "rate": rates}
+    turns = turns or (15 if quick else 60)
+    process = in_process(turns, counts, peers=peers, largest=counts[-1] if picture else 10_000)
+    kinds["in process"] = process
     said = ["## What a request costs", f"`{shlex.join(['python', *sys.argv])}`: {machine()}"]
     said += ["Microseconds of CPU per request in process:", costs_table(process)]
     if http:
