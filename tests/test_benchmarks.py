@@ -42,6 +42,16 @@ def test_every_contestant_in_process_costs_something_and_learns():
     assert min(learned) > 0
 
 
+@pytest.mark.parametrize("name", ["learn_text", "learn_kept"])
+def test_vw_by_hand_learns_when_it_is_timed_for_learning(name):
+    raw, visitors = workload.RawVW(3), workload.contexts(20)
+    estimates = []
+    for contestant in (raw.alone, getattr(raw, name), raw.alone):
+        contestant(visitors)()
+        estimates.append(raw.kept[0].get_partial_prediction())
+    assert estimates[0] == 0 != estimates[2]
+
+
 def test_a_refused_request_is_never_timed():
     with workload.ours(3) as ours, pytest.raises(AssertionError, match="404"):
         ours.ask("/reward", [b'{"event_id": "nobody", "reward": 1}'])()
