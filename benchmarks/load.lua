@@ -33,6 +33,8 @@ end
 function request()
   if sent == 0 then
     first = now()
+    io.write("begun\n") -- from now on the slice lasts
+    io.flush()
   end
   sent = sent + 1
   return requests[(sent - 1) % #requests + 1]

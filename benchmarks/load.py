@@ -137,6 +137,8 @@ def wrk(
     command += [service.url + path, "--", bodies, connections if once else "again", ids or "-"]
     before = service.cpu()
     with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True) as process:
+        while process.stdout.readline() not in ("begun\n", ""):  # it says other things before
+            pass
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)  # it stops and sums up; by itself it knows whole seconds only
         output = process.communicate(timeout=60)[0]

