@@ -1,0 +1,48 @@
+"""FastAPI, uvicorn with uvloop and httptools, VW. Coroutines, so one request at a time: VW needs no lock."""
+
+import sys
+
+import uvicorn
+from bandit import Bandit
+from fastapi import FastAPI, HTTPException
+from pydantic import BaseModel
+
+port, catalog, folder, *cached = sys.argv[1:]
+bandit = Bandit(catalog, folder, cached=bool(cached))
+app = FastAPI()
+
+
+class Visit(BaseModel):
+    context: dict[str, str | float]
+
+
+class Decision(BaseModel):
+    event_id: str
+    ad: str
+    probability: float
+
+
+class Reward(BaseModel):
+    event_id: str
+    reward: float
+
+
+class Learned(BaseModel):
+    status: str
+
+
+@app.post("/choose")
+async def choose(visit: Visit) -> Decision:
+    event_id, ad, probability = bandit.choose(visit.context)
+    return Decision(event_id=event_id, ad=ad, probability=probability)
+
+
+@app.post("/reward")
+async def reward(body: Reward) -> Learned:
+    if not bandit.reward(body.event_id, body.reward):
+        raise HTTPException(404, "no such event")
+    return Learned(status="learned")
+
+
+if __name__ == "__main__":
+    uvicorn.run(app, host="127.0.0.1", port=int(port), access_log=False, log_level="warning")
