@@ -28,7 +28,7 @@ from .directory import DataDirectory
 from .engine import Engine, recover
 from .errors import DiskFailure, Invalid, Misconfigured, Unavailable
 from .events import Ad
-from .guard import Door, raise_limits
+from .guard import IDLE, Door, raise_limits
 from .journal.file import Journal
 from .logs import open_bandit
 from .parsing import check_ads
@@ -227,7 +227,7 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
             port=port,
             interface=Interfaces.WSGI,
             http=HTTPModes.http1,
-            http1_settings=HTTP1Settings(header_read_timeout=5000),
+            http1_settings=HTTP1Settings(header_read_timeout=int(1000 * IDLE)),
             blocking_threads=settings.threads,
             blocking_threads_idle_timeout=60,
             backpressure=2 * settings.threads,
