@@ -132,7 +132,8 @@ class Guard:
             self._check(environ)
         except Refused as error:
             return self._refuse(error, environ, start_response)
-        environ["wsgi.input"] = Body(environ["wsgi.input"], self.door, environ.get("REMOTE_ADDR", ""))
+        if "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ:
+            environ["wsgi.input"] = Body(environ["wsgi.input"], self.door, environ.get("REMOTE_ADDR", ""))
         return self.application(environ, start_response)
 
     def _check(self, environ: dict[str, Any]) -> None:
@@ -158,7 +159,7 @@ class Guard:
         body, media = wire.encode(reply.data, False)
         self.door.refused[reply.status] = self.door.refused.get(reply.status, 0) + 1
         headers = [("Content-Type", media), ("Content-Length", str(len(body))), ("Cache-Control", "no-store")]
-        start_response(f"{reply.status} {wire.REASONS[reply.status]}", [*headers, ("Connection", "close")])
+        start_response(wire.LINES[reply.status], [*headers, ("Connection", "close")])
         return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]
 
 

@@ -54,6 +54,7 @@ def mount(routes, engine) -> None:  # noqa: D103
         scope="admin",
         query={"after": "Only ids after this one.", "limit": "At most so many, 1 to 1000; 1000."},
         reply=Ads,
+        compress=True,
     )
     def list_ads(call):
         """The ads in the catalog, sorted by id."""

@@ -41,7 +41,7 @@ FREE = {  # the parameters that are features
 
 
 def mount(routes, engine) -> None:  # noqa: D103
-    @routes.add("GET", "/openapi.json", scope=None, reply=dict[str, Any])
+    @routes.add("GET", "/openapi.json", scope=None, reply=dict[str, Any], compress=True)
     def openapi(call):
         """This document."""
         found = document(routes.all, locked=routes.keys.configured)
