@@ -227,7 +227,7 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
             port=port,
             interface=Interfaces.WSGI,
             http=HTTPModes.http1,
-            http1_settings=HTTP1Settings(header_read_timeout=int(1000 * IDLE)),
+            http1_settings=HTTP1Settings(header_read_timeout=int(1000 * IDLE), max_buffer_size=64 * 2**10),
             blocking_threads=settings.threads,
             blocking_threads_idle_timeout=60,
             backpressure=2 * settings.threads,
