@@ -26,6 +26,7 @@ from .errors import Invalid, Refused, TooLarge, Unsupported
 
 MAX_TARGET = 8192  # characters of path and query
 IDLE = 5.0  # seconds after which the HTTP server ends a connection by which no request comes
+UNREAD = 10.0  # seconds after which a client that does not take its reply is given up
 AGAIN = 0.5  # seconds between the two times at which a connection must be found waiting
 LAST_SENT, LAST_RECEIVED, SEGMENTS_SENT = 44, 52, 156  # in Linux' tcp_info; the first two in milliseconds ago
 
@@ -161,6 +162,16 @@ class Guard:
         headers = [("Content-Type", media), ("Content-Length", str(len(body))), ("Cache-Control", "no-store")]
         start_response(wire.LINES[reply.status], [*headers, ("Connection", "close")])
         return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]
+
+
+def give_up_on_who_does_not_read(listening: int) -> None:
+    """Connections to this socket end when the client has taken nothing of a reply for `UNREAD` seconds.
+
+    The kernel sees to it: connections inherit the option. Otherwise they stay for ever, and there are
+    twice as many as `threads` at most.
+    """
+    with socket.socket(fileno=os.dup(listening)) as line:
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * UNREAD))
 
 
 def raise_limits() -> None:

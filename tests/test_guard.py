@@ -413,6 +413,27 @@ def test_who_was_told_to_continue_and_does_not_loses_the_connection(start):
             pass
 
 
+def test_who_does_not_read_the_replies_is_given_up(start):
+    server = start("--policy", "uniform", "--threads", "2")
+    host, port = server.url.removeprefix("http://").split(":")
+    server.session.close()
+    held = []
+    for _ in range(4):  # as many connections as there may be
+        line = socket.socket()
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.connect((host, int(port)))
+        line.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                line.send(get("/openapi.json") * 100)
+        held.append(line)
+    with closing(socket.create_connection((host, int(port)), timeout=60)) as waits:
+        waits.sendall(get("/healthz"))
+        assert waits.recv(4096).startswith(b"HTTP/1.1 200")  # and no time-out
+    for line in held:
+        line.close()
+
+
 def test_a_stop_while_it_starts_ends_it_cleanly(tmp_path):
     import signal
     import subprocess
