@@ -2,18 +2,21 @@
 
 import gzip
 import json
+import re
 from types import SimpleNamespace
 from urllib.parse import parse_qsl
 
 import msgspec
 import pytest
 from conftest import ADS
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from test_api import Site
 from test_contract import BODIES
 
 from banditads import api, wire
+from banditads.api import metrics
 from banditads.errors import Invalid, Refused, Unsupported
 from banditads.parsing import JSON, MSGPACK
 
@@ -50,6 +53,8 @@ PIECES = st.sampled_from(
 QUERIES = st.lists(PIECES, max_size=12).map("".join) | st.text(max_size=20)
 
 
+@example("&".join(f"p{n}=1" for n in range(wire.MAX_QUERY)))
+@example("&".join(f"p{n}=1" for n in range(wire.MAX_QUERY + 1)))
 @given(QUERIES | st.integers(250, 350).map(lambda n: "&".join(f"p{i}=1" for i in range(n))))
 def test_a_query_is_read_as_the_library_reads_it(text):
     assert outcome(wire.query, SimpleNamespace(query_string=text)) == outcome(plain_query, text)
@@ -130,6 +135,27 @@ def test_accept_encoding_is_weighed(accept, wanted):
 )
 def test_no_accept_encoding_is_too_strange(accept):
     assert wire.wants_gzip(SimpleNamespace(env={"HTTP_ACCEPT_ENCODING": accept})) in (True, False)
+
+
+SECONDS = st.lists(st.tuples(st.sampled_from([200, 404]), st.sampled_from(metrics.BUCKETS) | st.floats(0, 4)))
+
+
+@given(SECONDS)
+def test_times_are_counted_as_prometheus_client_counts_them(observed):
+    ours, theirs = metrics._Times(), CollectorRegistry()
+    histogram = Histogram(
+        "banditads_request_seconds",
+        "Time to answer a request, by route and status.",
+        ("method", "route", "status"),
+        registry=theirs,
+        buckets=metrics.BUCKETS,
+    )
+    for status, seconds in observed:
+        ours.observe("GET", "/", status, seconds)
+        histogram.labels("GET", "/", status).observe(seconds)
+    pages = [generate_latest(each).decode() for each in (ours, theirs)]
+    ours, theirs = (re.sub(r"(_created\{.*\}) .*", r"\1", page) for page in pages)
+    assert ours == theirs
 
 
 def test_a_header_that_would_take_long_to_weigh_is_not_weighed(make_engine, monkeypatch):
