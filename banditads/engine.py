@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 from . import diagnosis, events, replay
 from .choosing import Request, Slate, choose, spread
 from .diagnosis import Alarm
-from .errors import Conflict, Damaged, DiskFailure, Expired, Invalid, Unavailable, Unknown
+from .errors import Conflict, Damaged, DiskFailure, Expired, Invalid, Refused, Unavailable, Unknown
 from .events import Ad, Chosen, Unfilled
 from .joiner import Done, Status
 from .journal import Journal
@@ -25,6 +25,8 @@ from .snapshots import Snapshots
 from .state import State
 
 log = logging.getLogger(__name__)
+
+LATE = "the reward came after its window: written down, not learned from"
 
 
 class Receipt(NamedTuple):
@@ -182,15 +184,41 @@ class Engine:
 
     def reward(self, event_id: str, value: float) -> Receipt:
         """Say what a choice was worth. Returns when the reward is learned and durable."""
+        receipt, late = self._take(event_id, value)
+        self.journal.sync(receipt.offset)
+        if late:
+            raise Expired(LATE, "event_id")
+        return receipt
+
+    def rewards(self, given: Iterable[tuple[str, float]]) -> list[Receipt | Exception]:
+        """Many as if one by one, but the disk is waited for once. What each would have got or raised."""
+        taken: list[tuple[Receipt, bool] | Exception] = []
+        for event_id, value in given:  # others may come between: the lock is not kept
+            try:
+                taken.append(self._take(event_id, value))
+            except (Refused, DiskFailure) as error:
+                taken.append(error)
+        offsets = [each[0].offset for each in taken if isinstance(each, tuple)]
+        failed: Exception | None = None
+        try:
+            if offsets:
+                self.journal.sync(max(offsets))
+        except (Refused, DiskFailure) as error:
+            failed = error
+        said: list[Receipt | Exception] = []
+        for each in taken:
+            if isinstance(each, Exception):
+                said.append(each)
+            else:
+                said.append(failed or (Expired(LATE, "event_id") if each[1] else each[0]))
+        return said
+
+    def _take(self, event_id: str, value: float) -> tuple[Receipt, bool]:
         low, high = self.state.reward_min, self.state.reward_max
         if not low <= value <= high:
             raise Invalid(f"reward must lie between {low:g} and {high:g}", "reward")
         with self.lock:
-            receipt, late = self._reward(event_id, value)
-        self.journal.sync(receipt.offset)
-        if late:
-            raise Expired("the reward came after its window: written down, not learned from", "event_id")
-        return receipt
+            return self._reward(event_id, value)
 
     def _reward(self, event_id: str, value: float) -> tuple[Receipt, bool]:
         """(what became of it, whether it was too late)."""

@@ -108,7 +108,7 @@ def check_ad(body: AdBody, field: str) -> Ad:
     )
 
 
-def check_ads(raw: bytes, lines: bool) -> list[Ad]:
+def check_ads(raw: bytes, lines: bool, media: str = JSON) -> list[Ad]:
     """Ads of an array or of JSON Lines. Raises `Invalid`, naming the first bad one."""
     ads = []
     if lines:
@@ -119,7 +119,8 @@ def check_ads(raw: bytes, lines: bool) -> list[Ad]:
                 except Invalid as error:
                     raise Invalid(error.message, f"line {number}: {error.field}") from None
     else:
-        ads = [check_ad(body, f"[{number}]") for number, body in enumerate(decode(raw, list[ListedAd]))]
+        bodies = decode(raw, list[ListedAd], media)
+        ads = [check_ad(body, f"[{number}]") for number, body in enumerate(bodies)]
     ids = Counter(ad.id for ad in ads)
     if len(ids) < len(ads):
         raise Invalid(f"the id {ids.most_common(1)[0][0]!r} is given twice", "id")

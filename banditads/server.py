@@ -16,10 +16,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
+from granian.net import SocketSpec  # type: ignore[attr-defined]
 from granian.server.mt import MTServer
 
 from . import api, diagnosis, keys, signing
@@ -28,7 +30,7 @@ from .directory import DataDirectory
 from .engine import Engine, recover
 from .errors import DiskFailure, Invalid, Misconfigured, Unavailable
 from .events import Ad
-from .guard import Door, raise_limits
+from .guard import IDLE, Door, give_up_on_who_does_not_read, raise_limits
 from .journal.file import Journal
 from .logs import open_bandit
 from .parsing import check_ads
@@ -63,6 +65,12 @@ class _OneProcess(MTServer):
 
     def _check_gil(self) -> None:
         pass
+
+    def _init_shared_socket(self) -> None:
+        """Make the socket here, as granian does where its workers cannot, to say more of it."""
+        listening: Any = SocketSpec(self.bind_addr, self.bind_port, self.backlog).build()
+        self._ssp, self._shd, self._sfd = None, listening, listening.get_fd()
+        give_up_on_who_does_not_read(listening.get_fd())
 
     def _stop_workers(self) -> None:
         """Requests under way get `GRACE` to end; whoever has not even finished asking does not keep us."""
@@ -227,7 +235,7 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
             port=port,
             interface=Interfaces.WSGI,
             http=HTTPModes.http1,
-            http1_settings=HTTP1Settings(header_read_timeout=5000),
+            http1_settings=HTTP1Settings(header_read_timeout=int(1000 * IDLE), max_buffer_size=64 * 2**10),
             blocking_threads=settings.threads,
             blocking_threads_idle_timeout=60,
             backpressure=2 * settings.threads,

@@ -6,9 +6,10 @@ that is not 2xx or 3xx is `{"error": {"code", "message", "field"}}`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
-from urllib.parse import parse_qsl
+from typing import Any, Protocol
+from urllib.parse import unquote
 
 import msgspec
 
@@ -17,6 +18,7 @@ from .parsing import JSON, MSGPACK
 
 MAX_BODY = 64 * 2**10  # bytes; routes that take catalogs allow more
 MAX_QUERY = 300  # parameters
+MAX_ACCEPT = 1024  # characters of a header that is weighed; that takes time with the square of them
 
 STATUS: Mapping[type[Exception], int] = {
     errors.Invalid: 400,
@@ -49,6 +51,7 @@ REASONS = {
     500: "Internal Server Error",
     503: "Service Unavailable",
 }
+LINES = {status: f"{status} {reason}" for status, reason in REASONS.items()}
 
 
 class ErrorBody(msgspec.Struct):
@@ -66,23 +69,19 @@ class ErrorReply(msgspec.Struct):
 
 
 class Incoming(Protocol):
-    """What is read of a request; falcon's has it."""
+    """What is read of a request."""
 
     query_string: str
     content_type: str | None
     content_length: int | None
     stream: Any
-    auth: str | None  # the header Authorization
-    accept: str
-
-    def get_header(self, name: str) -> str | None:
-        """A header's value."""
+    env: Mapping[str, Any]  # as WSGI has it: headers are HTTP_...
 
     def client_prefers(self, media_types: tuple[str, ...]) -> str | None:
         """Which of these the header Accept weighs most."""
 
 
-class Reply(NamedTuple):
+class Reply(msgspec.Struct):
     """A reply before it is bytes. `data` is any value for JSON, or bytes as they are."""
 
     data: Any = None
@@ -93,33 +92,44 @@ class Reply(NamedTuple):
 
 def bearer(request: Incoming) -> str:
     """The token of `Authorization: Bearer ...`; empty where there is none."""
-    scheme, _, token = (request.auth or "").partition(" ")
+    scheme, _, token = request.env.get("HTTP_AUTHORIZATION", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def query(request: Incoming) -> dict[str, str]:
-    """Parameters by name. A name that is given twice, or is empty, is refused; commas mean nothing."""
-    found: dict[str, str] = {}
-    if not request.query_string:
-        return found
+    """Parameters by name. A name that is given twice, or is empty, is refused; commas mean nothing.
+
+    Otherwise it is read as `urllib.parse.parse_qsl` would with blank values, in a fifth of the time.
+    """
+    text = request.query_string
+    if not text:
+        return {}
+    pairs = [part.partition("=")[::2] for part in text.split("&") if part]
     try:
-        pairs = parse_qsl(
-            request.query_string, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY
-        )
-    except (ValueError, UnicodeError):
+        if text.count("&") >= MAX_QUERY:
+            raise ValueError
+        if "%" in text or "+" in text:
+            pairs = [(_unquoted(name), _unquoted(value)) for name, value in pairs]
+    except ValueError:  # UnicodeDecodeError is one
         raise errors.Invalid("the query string is not UTF-8, or too long", "query") from None
-    for name, value in pairs:
-        if not name:
-            raise errors.Invalid("a query parameter has no name", "query")
-        if name in found:
-            raise errors.Invalid("given twice", name[:128])
-        found[name] = value
+    found = dict(pairs)
+    if len(found) < len(pairs) or "" in found:
+        names = [name for name, _ in pairs]
+        for number, name in enumerate(names):
+            if not name:
+                raise errors.Invalid("a query parameter has no name", "query")
+            if name in names[:number]:
+                raise errors.Invalid("given twice", name[:128])
     return found
+
+
+def _unquoted(text: str) -> str:
+    return unquote(text.replace("+", " "), errors="strict") if "%" in text or "+" in text else text
 
 
 def no_body(request: Incoming) -> None:
     """A body that nobody reads is refused: two programs may differ on where the next request begins."""
-    if request.content_length or request.get_header("Transfer-Encoding"):
+    if request.content_length or request.env.get("HTTP_TRANSFER_ENCODING"):
         raise errors.Invalid("a request of this method has no body", "body")
 
 
@@ -138,6 +148,8 @@ def body(request: Incoming, limit: int = MAX_BODY) -> bytes:
 
 def media_type(request: Incoming, allowed: tuple[str, ...] = (JSON, MSGPACK)) -> str:
     """The body's media type, if it is one that is spoken here."""
+    if request.content_type in allowed:  # most say just that
+        return request.content_type
     name, *parameters = (part.strip().lower() for part in (request.content_type or JSON).split(";"))
     name = {"application/x-msgpack": MSGPACK}.get(name, name)
     if name not in allowed:
@@ -150,9 +162,21 @@ def media_type(request: Incoming, allowed: tuple[str, ...] = (JSON, MSGPACK)) ->
 
 def wants_msgpack(request: Incoming) -> bool:
     """Whether MessagePack was asked for, and not less than JSON. Who accepts neither gets JSON."""
-    if "msgpack" not in request.accept:
+    accept = request.env.get("HTTP_ACCEPT", "")
+    if "msgpack" not in accept or len(accept) > MAX_ACCEPT:
         return False
     return request.client_prefers((JSON, "application/x-msgpack", MSGPACK)) not in (None, JSON)
+
+
+def wants_gzip(request: Incoming) -> bool:
+    """Whether gzip was asked for, and not less than nothing at all. What cannot be read asks for nothing."""
+    weights: dict[str, float] = {}
+    for part in request.env.get("HTTP_ACCEPT_ENCODING", "")[:MAX_ACCEPT].lower().split(","):
+        name, *parameters = (each.strip() for each in part.split(";"))
+        weight = (parameters or ["q=1"])[0].removeprefix("q=")
+        weights[name] = float(weight) if re.fullmatch(r"[01](\.\d{0,3})?", weight) else 0.0
+    asked = weights.get("gzip", weights.get("x-gzip", weights.get("*", 0.0)))
+    return asked > 0 and asked >= weights.get("identity", 0.0)
 
 
 def encode(data: Any, msgpack: bool) -> tuple[bytes, str]:

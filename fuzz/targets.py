@@ -82,6 +82,7 @@ class Site:
         media: str = MEDIA[0],
         query: str = "",
         accept: str = "",
+        **more: str,
     ) -> tuple[int, bytes]:
         """(status, body). What is refused must be refused by one of the statuses, and change nothing."""
         said: list[str] = []
@@ -101,7 +102,7 @@ class Site:
             "wsgi.url_scheme": "http",
             "wsgi.input": io.BytesIO(raw),
             "wsgi.errors": io.StringIO(),
-        }
+        } | more
         end = self.engine.journal.end
         reply = b"".join(self.app(environ, lambda status, headers, *rest: said.append(status)))
         status = int(said[0].split()[0])
@@ -169,6 +170,36 @@ def reward(data: bytes) -> None:
     if status == 200:
         assert 0 <= site.engine.state.stats.total.reward_sum <= site.engine.state.stats.total.rewards
         site.left = 0
+
+
+@target
+def batch(data: bytes) -> None:
+    """POST /choose/batch and /reward/batch: each item gets an answer of its own."""
+    which, raw = _split(data)
+    site = _site()
+    status, reply = site("POST", ("/choose/batch", "/reward/batch")[which >> 1 & 1], raw, MEDIA[which & 1])
+    if status == 200:
+        for each in json.loads(reply)["results"]:
+            assert each["status"] in FAIR
+            assert {"reply", "event_id", "error"} & each.keys()
+            if "propensities" in each.get("reply", ()):
+                _check_decision(site, json.dumps(each["reply"]).encode())
+
+
+HEADERS = ("CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING", "HTTP_CONTENT_ENCODING", "HTTP_ACCEPT_ENCODING")
+HEADERS += ("HTTP_AUTHORIZATION", "HTTP_EXPECT", "CONTENT_TYPE", "PATH_INFO")
+
+
+@target
+def door(data: bytes) -> None:
+    """Any values of the headers that the door looks at, and any path, separated by line ends."""
+    which, raw = _split(data)
+    said = dict(zip(HEADERS, raw.decode("latin-1").split("\n"), strict=False))
+    more = {name: value for name, value in said.items() if value}
+    method, where = (("GET", "/stats"), ("POST", "/choose"), ("PUT", "/catalog/ads/x"), ("BREW", "/"))[
+        which % 4
+    ]
+    _site()(method, where, b"{}", **more)
 
 
 @target

@@ -45,6 +45,8 @@ BODIES = {
     "/choose": {},
     "/predict": {},
     "/reward": {"event_id": "e1", "reward": 1},
+    "/choose/batch": {"requests": [{}]},
+    "/reward/batch": {"rewards": [{"event_id": "e1", "reward": 1}]},
     "/catalog/ads": [{"id": "x"}],
     "/catalog/ads/{id}": {},
 }

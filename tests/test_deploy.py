@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pytest
 
 from banditads import cli, errors, settings
+from banditads.api.batch import MAX_BATCH
 from banditads.client import Client
 from banditads.logs import open_bandit
 from banditads.simulation import World, visits
@@ -338,6 +339,15 @@ def test_a_body_of_64_kib_passes_and_one_more_byte_does_not(proxy):
     assert proxy.ask("POST", "/reward", b"x" * 65536)[0] == 200
     proxy.seen.clear()
     status, reply = proxy.ask("POST", "/reward", b"x" * 65537)
+    assert (status, reply["error"]["code"]) == (413, "too_large")
+    assert proxy.seen == []
+
+
+@pytest.mark.parametrize("path", ["/choose/batch", "/reward/batch"])
+def test_a_batch_of_1_mib_passes_and_one_more_byte_does_not(proxy, path):
+    assert proxy.ask("POST", path, b"x" * MAX_BATCH)[0] == 200
+    proxy.seen.clear()
+    status, reply = proxy.ask("POST", path, b"x" * (MAX_BATCH + 1))
     assert (status, reply["error"]["code"]) == (413, "too_large")
     assert proxy.seen == []
 

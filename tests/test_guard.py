@@ -1,6 +1,8 @@
 """Whatever comes through the socket: never a 5xx, no word about the inside, and nothing changed by it."""
 
+import io
 import json
+import os
 import re
 import resource
 import socket
@@ -12,9 +14,9 @@ import pytest
 import requests
 from conftest import ids
 
-from banditads import api, wire
+from banditads import api, guard, wire
 from banditads.engine import Engine
-from banditads.guard import Door
+from banditads.guard import Body, Door
 from banditads.journal import connect
 from banditads.state import State
 
@@ -325,9 +327,111 @@ def test_a_body_that_does_not_come_loses_its_connection_and_an_idle_one_does_not
 def test_a_body_that_is_not_late_leaves_every_connection_alone(monkeypatch):
     door = Door(seconds=60.0)
     monkeypatch.setattr("os.listdir", lambda path: pytest.fail("looked for connections"))
-    assert door.read(lambda size: b"x" * size, 3) == b"xxx"
+    assert Body(io.BytesIO(b"xxxx"), door, "127.0.0.1").read(3) == b"xxx"
     door.clear()
     assert door.reading == {}
+
+
+class Hall:
+    """A door in this process with connections from 127.0.0.1, all of which have been answered once."""
+
+    def __init__(self, connections, address="127.0.0.1", host="127.0.0.1"):
+        self.door = Door(seconds=0.3)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.listener = socket.create_server((host, 0), family=family)
+        self.door.port = self.listener.getsockname()[1]
+        self.clients, self.ours = [], []
+        for _ in range(connections):
+            self.clients.append(socket.create_connection((host, self.door.port), timeout=10))
+            self.ours.append(self.listener.accept()[0])
+            self.ours[-1].sendall(b"answer")
+            self.clients[-1].recv(100)
+        time.sleep(0.05)  # the kernel's clock is a coarse one
+        self.door.reading[Body(None, self.door, address)] = time.monotonic() - 60
+
+    def cut(self):
+        """Look twice; which of the connections are no more."""
+        self.door.clear()
+        time.sleep(guard.AGAIN)
+        self.door.clear()
+        gone = []
+        for number, client in enumerate(self.clients):
+            client.setblocking(False)
+            with suppress(BlockingIOError):
+                gone += [number] if client.recv(100) == b"" else []
+        assert len(gone) == self.door.cut
+        return gone
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for each in (*self.clients, *self.ours, self.listener):
+            each.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_who_asks_and_waits_is_cut_and_who_is_idle_is_not(host):
+    with Hall(2, address=host, host=host) as hall:
+        hall.clients[0].sendall(b"ask")
+        time.sleep(0.4)
+        assert hall.cut() == [0]
+
+
+def test_a_connection_that_was_idle_for_long_and_asks_just_now_is_not_cut():
+    with Hall(2) as hall:
+        time.sleep(0.4)
+        for client in hall.clients:
+            client.sendall(b"ask")
+        hall.door.clear()
+        hall.ours[0].sendall(b"answer")
+        assert hall.cut() == [1]
+
+
+def test_a_late_body_cuts_no_connection_of_another_address():
+    with Hall(1, address="192.0.2.1") as hall:
+        hall.clients[0].sendall(b"ask")
+        time.sleep(0.4)
+        assert hall.cut() == []
+
+
+def test_looking_for_who_is_late_leaves_no_file_open():
+    with Hall(1) as hall, open(os.devnull) as _:
+        before = os.listdir("/proc/self/fd")
+        for _ in range(5):
+            hall.door.clear()
+        assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_who_was_told_to_continue_and_does_not_loses_the_connection(start):
+    server = start("--policy", "uniform", "--body-timeout", "1")
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as line:
+        line.sendall(post("{}", "/reward", "Expect: 100-continue")[:-2])
+        assert line.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        while line.recv(4096):  # a reply, perhaps; then the end, and no time-out of ours
+            pass
+
+
+def test_who_does_not_read_the_replies_is_given_up(start):
+    server = start("--policy", "uniform", "--threads", "2")
+    host, port = server.url.removeprefix("http://").split(":")
+    server.session.close()
+    held = []
+    for _ in range(4):  # as many connections as there may be
+        line = socket.socket()
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.connect((host, int(port)))
+        line.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                line.send(get("/openapi.json") * 100)
+        held.append(line)
+    with closing(socket.create_connection((host, int(port)), timeout=60)) as waits:
+        waits.sendall(get("/healthz"))
+        assert waits.recv(4096).startswith(b"HTTP/1.1 200")  # and no time-out
+    for line in held:
+        line.close()
 
 
 def test_a_stop_while_it_starts_ends_it_cleanly(tmp_path):

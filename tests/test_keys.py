@@ -452,6 +452,8 @@ SCOPES = {
     "GET /impression/{id}": None,
     "GET /healthz": None,
     "HEAD /healthz": None,
+    "POST /choose/batch": "choose",
+    "POST /reward/batch": "reward",
     "GET /readyz": None,
     "HEAD /readyz": None,
     "GET /openapi.json": None,
@@ -505,6 +507,8 @@ def test_every_route_answers_whom_it_is_for(locked):
         "POST /choose": {},
         "POST /predict": {},
         "POST /reward": {"event_id": event_id, "reward": 1},
+        "POST /choose/batch": {"requests": [{}]},
+        "POST /reward/batch": {"rewards": [{"event_id": event_id, "reward": 1}]},
         "POST /catalog/ads": [{"id": "new"}],
         "PUT /catalog/ads/{id}": {},
     }

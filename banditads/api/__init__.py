@@ -2,7 +2,8 @@
 
 A handler takes a `Call` and returns a value; whatever it raises becomes a reply by the one table in
 `wire.py`. hug routes the requests; what a route takes and gives is declared once, beside it, for
-`/openapi.json`.
+`/openapi.json`. A route reads its request and makes its reply by itself, so what hug and falcon would do for
+it besides is left out, by their own means: between the server and a handler 9 us are spent instead of 27.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import pkgutil
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from gzip import compress
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
+import msgspec
 import numpy as np
 
 np.unicode_ = np.str_  # noqa: NPY201  (hug 2.6.1 still asks for the name that NumPy 2 dropped)
@@ -29,6 +32,7 @@ from ..guard import Door, Guard  # noqa: E402
 
 log = logging.getLogger(__name__)
 _serial = itertools.count()
+WORTH = 1024  # bytes of a reply from which on it is compressed, where it is at all
 
 
 class Route(NamedTuple):
@@ -45,16 +49,18 @@ class Route(NamedTuple):
     media: tuple[str, ...]  # content types of the body
     limit: int  # bytes of the body
     produces: str  # content type of the reply
+    compress: bool  # a long reply, for who asks for that; not where milliseconds count
     doc: str
 
 
-class Call(NamedTuple):
+class Call(msgspec.Struct):  # made in .06 us, a tuple in .3
     """One request, checked against its route."""
 
     id: str  # the path's variable, unquoted
     query: dict[str, str]
     body: Any  # decoded; None where the route takes none
     media: str  # of the body
+    token: str  # of the key; empty where there is none
 
 
 class Routes:
@@ -66,6 +72,8 @@ class Routes:
         hug's.
     all
         Every route in the order in which it was declared.
+    handlers
+        What answers, by method and path.
     keys
         Who may do what.
     door
@@ -77,6 +85,7 @@ class Routes:
     def __init__(self, api: hug.API, known: keys.Keys, door: Door) -> None:
         self.api, self.keys, self.door = api, known, door
         self.all: list[Route] = []
+        self.handlers: dict[tuple[str, str], Callable[[Call], Any]] = {}
         self.observe: Callable[[str, str, int, float], None] = lambda *_: None
 
     def add(
@@ -93,6 +102,7 @@ class Routes:
         media: tuple[str, ...] = (parsing.JSON, parsing.MSGPACK),
         limit: int = wire.MAX_BODY,
         produces: str = parsing.JSON,
+        compress: bool = False,
     ) -> Callable[[Callable[[Call], Any]], Callable[[Call], Any]]:
         """Declare a route; the function below it answers."""
 
@@ -100,28 +110,43 @@ class Routes:
             doc = inspect.getdoc(handler) or ""
             said, parameters = statuses or {}, query or {}
             route = Route(
-                method, path, scope, parameters, body, shape or body, reply, said, media, limit, produces, doc
+                method,
+                path,
+                scope,
+                parameters,
+                body,
+                shape or body,
+                reply,
+                said,
+                media,
+                limit,
+                produces,
+                compress,
+                doc,
             )
             self.all.append(route)
+            self.handlers[method, path] = handler
 
             def run(request, response, id=""):
                 started = time.perf_counter()
                 answer = self._answer(route, handler, request, id)
-                self._send(answer, request, response)
+                self._send(route, answer, request, response)
                 self.observe(method, path, answer.status, time.perf_counter() - started)
 
             run.__doc__ = doc
-            if "{id}" not in path:  # hug would take ?id= for it
-                run = _without_id(run)
-            hug.http(path, accept=(method,), api=self.api, output=_as_it_is, parse_body=False)(run)
+            takes = ("request", "response", "id") if "{id}" in path else ("request", "response")
+            _http(
+                path, accept=(method,), api=self.api, output=_as_it_is, parameters=takes, defaults={"id": ""}
+            )(run)
             return handler
 
         return declare
 
     def _answer(self, route: Route, handler, request, id: str) -> wire.Reply:
         try:
+            token = wire.bearer(request)
             if route.scope is not None:  # before anything else of the request is read
-                self.keys.check(wire.bearer(request), route.scope)
+                self.keys.check(token, route.scope)
             if route.method in ("GET", "HEAD", "DELETE"):
                 wire.no_body(request)
             query = wire.query(request)
@@ -136,22 +161,26 @@ class Routes:
                     )
                 raw = wire.body(request, route.limit)
                 body = raw if route.body is bytes else parsing.decode(raw, route.body, media)
-            answer = handler(Call(_id(id), query, body, media))
+            answer = handler(Call(_id(id), query, body, media, token))
         except Exception as error:  # the edge: everything becomes a reply
             answer = wire.refusal(error)
             if answer.status >= 500:
                 log.error("%s %s failed", route.method, route.path, exc_info=error)
         return answer if isinstance(answer, wire.Reply) else wire.Reply(answer)
 
-    def _send(self, answer: wire.Reply, request, response) -> None:
-        response.status = f"{answer.status} {wire.REASONS[answer.status]}"
-        response.set_header("Cache-Control", "no-store")
+    def _send(self, route: Route, answer: wire.Reply, request, response) -> None:
+        data, headers = answer.data, {"cache-control": "no-store"}
+        if isinstance(data, bytes):
+            headers["content-type"] = answer.content_type
+        elif data is not None:
+            data, headers["content-type"] = wire.encode(data, wire.wants_msgpack(request))
         for name, value in answer.headers.items():
-            response.set_header(name, value)
-        if isinstance(answer.data, bytes):
-            response.data, response.content_type = answer.data, answer.content_type
-        elif answer.data is not None:
-            response.data, response.content_type = wire.encode(answer.data, wire.wants_msgpack(request))
+            headers[name.lower()] = value
+        if route.compress:
+            headers["vary"] = "Accept-Encoding"
+            if len(data) > WORTH and wire.wants_gzip(request):
+                data, headers["content-encoding"] = compress(data, mtime=0), "gzip"
+        response.give(wire.LINES[answer.status], headers, data)
 
 
 def _id(quoted: str) -> str:
@@ -161,20 +190,75 @@ def _id(quoted: str) -> str:
         raise errors.Invalid("not UTF-8", "id") from None
 
 
-def _without_id(run):
-    def plain(request, response):
-        run(request, response)
-
-    plain.__doc__ = run.__doc__
-    return plain
-
-
 def _as_it_is(content, request, response):
     """JSON, or MessagePack if that is asked for."""
     return response.data
 
 
 _as_it_is.content_type = parsing.JSON
+
+
+class _Interface(hug.interface.HTTP):
+    """hug's, for a function that takes request, response and the path's variables, and does the rest.
+
+    What hug would do is left out: gather parameters, validate, transform, format, catch exceptions.
+    """
+
+    __slots__ = ("run",)
+
+    def __init__(self, route, function, catch_exceptions=True):
+        super().__init__(route, function, catch_exceptions)
+        self.run = function
+
+    def __call__(self, request, response, api_version=None, **variables):
+        self.run(request, response, **variables)
+
+
+class _http(hug.http):
+    """The decorator `hug.http`, with that interface."""
+
+    __slots__ = ()
+
+    def _create_interface(self, api, api_function, catch_exceptions=True):
+        return _Interface(self.route, api_function, catch_exceptions), api_function
+
+
+class _Request(falcon.Request):
+    """falcon's, which has read neither parameters nor cookies nor forms; what it keeps of them is None."""
+
+    __slots__ = ()
+    _bounded_stream = _media = context = _params = None
+    _cached_access_route = _cached_forwarded = _cached_forwarded_prefix = _cached_forwarded_uri = None
+    _cached_headers = _cached_prefix = _cached_relative_uri = _cached_uri = None
+
+    def __init__(self, env, options=None):
+        self.env, self.options, self.uri_template = env, options, None
+        self.method, self.stream = env["REQUEST_METHOD"], env["wsgi.input"]
+        self.query_string, self.content_type = env["QUERY_STRING"], env.get("CONTENT_TYPE")
+        path = env["PATH_INFO"]
+        if not path.isascii():  # WSGI strings carry bytes
+            path = path.encode("latin-1").decode("utf-8", "replace")
+        self.path = path[:-1] if path.endswith("/") and len(path) > 1 else path
+
+    @property
+    def content_length(self):
+        """Bytes of the body; None where that is not said. The guard has seen that it is a number."""
+        said = self.env.get("CONTENT_LENGTH")
+        return int(said) if said else None
+
+
+class _Response(falcon.Response):
+    """falcon's, for a reply of bytes."""
+
+    __slots__ = ()
+    body = stream = context = _media = _cookies = _extra_headers = None
+
+    def __init__(self, options=None):
+        self.options, self._headers, self._data, self.status = options, {}, None, "200 OK"
+
+    def give(self, status: str, headers: dict[str, str], data: bytes | None) -> None:
+        """The whole reply; names of headers in lower case."""
+        self.status, self._headers, self._data = status, headers, data
 
 
 def build(engine, known: keys.Keys | None = None, door: Door | None = None) -> Guard:
@@ -188,6 +272,7 @@ def build(engine, known: keys.Keys | None = None, door: Door | None = None) -> G
     application = api.http.server()
     api.http.versions = versions  # its help needs them
     application.set_error_serializer(partial(_serialise, routes))
+    application._request_type, application._response_type = _Request, _Response  # hug does not ask for them
     return Guard(_Edge(application, routes), routes.door, max(route.limit for route in routes.all))
 
 
@@ -210,11 +295,9 @@ class _Edge:
         return self.application(environ, start_response)
 
 
-def _error(request, response, status: int, *said: str) -> None:
-    said = wire.ErrorReply(wire.ErrorBody(*said))
-    response.status = f"{status} {wire.REASONS[status]}"
-    response.set_header("Cache-Control", "no-store")
-    response.data, response.content_type = wire.encode(said, wire.wants_msgpack(request))
+def _error(request, response, status: int, *said: str, **headers: str) -> None:
+    body, media = wire.encode(wire.ErrorReply(wire.ErrorBody(*said)), wire.wants_msgpack(request))
+    response.give(wire.LINES[status], {"cache-control": "no-store", "content-type": media, **headers}, body)
 
 
 def _not_found(request, response, *args, **kwargs) -> None:
@@ -226,14 +309,11 @@ _not_found.interface = True  # hug asks for the mark of something that answers b
 
 def _serialise(routes: Routes, request, response, error) -> None:
     """falcon's own refusals: a method that a route does not have, a header that cannot be read."""
-    status = int(error.status.split()[0])
-    if status not in wire.REASONS:
-        status = 400
-    if request.method not in falcon.COMBINED_METHODS:  # falcon would call that a bad request
-        status = 405
-        allowed = [route.method for route in routes.all if route.path == request.uri_template]
-        response.set_header("Allow", ", ".join([*dict.fromkeys(allowed), "OPTIONS"]))
-    if status == 405:
-        _error(request, response, 405, "unsupported", "this route does not have that method", "method")
-    else:
-        _error(request, response, status, "invalid", "the request is malformed", "headers")
+    if request.method in falcon.COMBINED_METHODS and not error.status.startswith("405"):
+        _error(request, response, 400, "invalid", "the request is malformed", "headers")
+        return  # falcon would say the same of a method that nobody knows
+    allowed = dict.fromkeys(route.method for route in routes.all if route.path == request.uri_template)
+    allow = ", ".join([*allowed, "OPTIONS"])
+    _error(
+        request, response, 405, "unsupported", "this route does not have that method", "method", allow=allow
+    )

@@ -54,6 +54,7 @@ def mount(routes, engine) -> None:  # noqa: D103
         scope="admin",
         query={"after": "Only ids after this one.", "limit": "At most so many, 1 to 1000; 1000."},
         reply=Ads,
+        compress=True,
     )
     def list_ads(call):
         """The ads in the catalog, sorted by id."""
@@ -72,12 +73,12 @@ def mount(routes, engine) -> None:  # noqa: D103
         body=bytes,
         shape=Annotated[list[ListedAd], SOME_ADS],
         reply=Stored,
-        media=(parsing.JSON, *JSON_LINES),
+        media=(parsing.JSON, parsing.MSGPACK, *JSON_LINES),
         limit=MAX_BULK,
     )
     def post_ads(call):
         """Add or replace many ads, as an array or as JSON Lines: all of them or none."""
-        return put(check_ads(call.body, lines=call.media in JSON_LINES))
+        return put(check_ads(call.body, call.media in JSON_LINES, call.media))
 
     @routes.add("GET", "/catalog/ads/{id}", scope="admin", reply=AdReply, statuses={404: "No such ad."})
     def get_ad(call):

@@ -2,40 +2,63 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+import threading
+import time
+from bisect import bisect_left
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 from .. import parsing, stats, wire
 from ..diagnosis import CODES
 
 MAX_ADS = 1000  # ads with a label of their own, by id; /stats has all of them
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)  # seconds
+BOUNDS = [*map(str, BUCKETS), "+Inf"]
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def mount(routes, engine) -> None:  # noqa: D103
-    registry = CollectorRegistry()
-    requests = Histogram(
-        "banditads_request_seconds",
-        "Time to answer a request, by route and status.",
-        ("method", "route", "status"),
-        registry=registry,
-        buckets=BUCKETS,
-    )
+    registry, times = CollectorRegistry(), _Times()
+    registry.register(times)
     registry.register(_State(engine, routes.door))
-    children = {}  # looking one up by label costs more than observing
+    routes.observe = times.observe
 
-    def observe(method: str, path: str, status: int, seconds: float) -> None:
-        key = (method, path, status)
-        child = children.get(key) or children.setdefault(key, requests.labels(method, path, status))
-        child.observe(seconds)
-
-    routes.observe = observe
-
-    @routes.add("GET", "/metrics", scope="admin", produces=TEXT)
+    @routes.add("GET", "/metrics", scope="admin", produces=TEXT, compress=True)
     def metrics(call):
         """Counters and gauges in Prometheus' text format."""
         return wire.Reply(generate_latest(registry), content_type=TEXT)
+
+
+class _Times:
+    """Time to answer a request, by method, route and status.
+
+    prometheus_client's own `Histogram` says the same for .8 us a request instead of .3.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.rows: dict[tuple[str, str, int], list[float]] = {}  # a count each bucket; the sum; since when
+
+    def observe(self, method: str, path: str, status: int, seconds: float) -> None:
+        with self.lock:
+            row = self.rows.get((method, path, status))
+            if row is None:
+                row = self.rows[method, path, status] = [0.0] * (len(BUCKETS) + 2) + [time.time()]
+            row[bisect_left(BUCKETS, seconds)] += 1
+            row[-2] += seconds
+
+    def collect(self):
+        with self.lock:
+            rows = [(key, list(row)) for key, row in self.rows.items()]
+        name, labels = "banditads_request_seconds", ("method", "route", "status")
+        family = HistogramMetricFamily(name, "Time to answer a request, by route and status.", labels=labels)
+        for (method, path, status), (*counts, total, created) in rows:
+            said = (method, path, str(status))
+            family.add_metric(said, list(zip(BOUNDS, accumulate(counts), strict=True)), total)
+            family.add_sample(f"{name}_created", dict(zip(labels, said, strict=True)), created)
+        yield family
 
 
 class _State:

@@ -41,7 +41,7 @@ FREE = {  # the parameters that are features
 
 
 def mount(routes, engine) -> None:  # noqa: D103
-    @routes.add("GET", "/openapi.json", scope=None, reply=dict[str, Any])
+    @routes.add("GET", "/openapi.json", scope=None, reply=dict[str, Any], compress=True)
     def openapi(call):
         """This document."""
         found = document(routes.all, locked=routes.keys.configured)
@@ -84,9 +84,10 @@ def _operation(route, schema, locked) -> dict[str, Any]:
         good["content"] = {route.produces.partition(";")[0]: {"schema": {"type": "string"}}}
     statuses = dict(EVERY) | (KEYED if locked and route.scope is not None else {})
     changes = route.method in ("POST", "PUT", "DELETE") or route.path.startswith("/impression")
-    if changes and not route.path.startswith(("/choose", "/predict")):  # those answer from memory
+    whole = not route.path.endswith("/batch")  # there, each item has a status of its own
+    if changes and whole and not route.path.startswith(("/choose", "/predict")):  # those answer from memory
         statuses |= WRITES
-    if route.path.startswith(("/choose", "/click", "/impression")):
+    if whole and route.path.startswith(("/choose", "/click", "/impression")):
         statuses |= FORGOTTEN
     statuses |= route.statuses
     if route.body is not None:

@@ -80,7 +80,7 @@ def mount(routes, engine) -> None:  # noqa: D103
         said = Ready(trouble or "ready", [AlarmReply(*alarm) for alarm in engine.alarms()])
         return wire.Reply(said, 503 if trouble else 200)
 
-    @routes.add("GET", "/stats", scope="admin", reply=StatsReply)
+    @routes.add("GET", "/stats", scope="admin", reply=StatsReply, compress=True)
     def stats(call):
         """What was shown and what it earned, in total and by ad."""
         with engine.lock:
@@ -109,7 +109,7 @@ def mount(routes, engine) -> None:  # noqa: D103
         """Save the state now."""
         return SnapshotReply(engine.snapshot())
 
-    @routes.add("GET", "/help", scope=None, reply=dict[str, Any])
+    @routes.add("GET", "/help", scope=None, reply=dict[str, Any], compress=True)
     def help_page(call):
         """hug's own help: every handler with its usage. The contract is /openapi.json."""
         return routes.api.http.documentation()
