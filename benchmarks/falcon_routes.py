@@ -25,12 +25,13 @@ class _Resource:
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
         started = time.perf_counter()
         try:
-            self.routes.keys.check(wire.bearer(request), self.scope)
+            token = wire.bearer(request)
+            self.routes.keys.check(token, self.scope)
             if wire.query(request):
                 raise errors.Invalid("this route has no such parameter", "query")
             media = wire.media_type(request)
             body = parsing.decode(wire.body(request), self.body, media)
-            answer = self.handler(api.Call("", {}, body, media))
+            answer = self.handler(api.Call("", {}, body, media, token))
         except Exception as error:
             answer = wire.refusal(error)
         if not isinstance(answer, wire.Reply):
