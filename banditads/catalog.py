@@ -1,10 +1,11 @@
 """The ads there are: who may be shown now, and why the others may not.
 
-Who may be shown at a placement is worked out once and then kept: an ad that changes, or whose flight begins or
-ends, is put in its new place by bisection, and all others stay where they are.
+Who may be shown at a placement is worked out once and then kept: an ad that changes, or whose flight begins
+or ends, is put in its new place by bisection, and all others stay where they are.
 
 >>> catalog = Catalog()
->>> rows = catalog.apply(AdsPut(0.0, (Ad("hats"), Ad("shoes", ends=100.0), Ad("tea", placements=("kitchen",)))))
+>>> tea = Ad("tea", placements=("kitchen",))
+>>> rows = catalog.apply(AdsPut(0.0, (Ad("hats"), Ad("shoes", ends=100.0), tea)))
 >>> found = catalog.eligible(at=200.0, placement="home")
 >>> found.ids, found.filtered
 (('hats',), {'shoes': 'ended', 'tea': 'placement'})
@@ -27,7 +28,7 @@ from .events import Ad, AdRemoved, AdsPut, Chosen, Event, Saved
 MAX_REASONS = 100  # filtered ads named in one decision
 MAX_SLATES = 32  # placements kept ready; 1.7 MB each with 100,000 ads
 FEW = 256  # changes that are made one by one; more are sorted in together
-OTHER, SHOWN, HOUSE = 0, 1, 2  # what an ad is at a placement: not eligible, eligible, eligible if nothing else is
+OTHER, SHOWN, HOUSE = 0, 1, 2  # at a placement: not eligible, eligible, or if nothing else is
 
 
 class Candidates(NamedTuple):
@@ -45,6 +46,9 @@ class Crowd(NamedTuple):
     excluded: Collection[str]
     open: NDArray[np.bool_]  # (n_rows,), whether the ad of that row of the catalog is eligible
     filtered: dict[str, str]
+
+
+_NOTHING = Candidates((), (), {})
 
 
 class Catalog:
@@ -66,6 +70,7 @@ class Catalog:
         self.rows: list[str] = []
         self.ids: list[str] = []
         self._row: dict[str, int] = {}
+        self._resolved = _NOTHING  # the last choice
         self._index()
 
     def apply(self, event: Event) -> Sequence[int]:
@@ -127,13 +132,13 @@ class Catalog:
         if not choice.inline:
             # One tuple for all choices among the same ads: it is kept for as long as they wait.
             slate = self._slates.get(choice.placement) or self._slates.get("")
-            for ids, ads in (slate.kept[:2] if slate and slate.kept else ((), ()), self._resolved):
-                if ids is choice.ads or ids == choice.ads:
-                    return ads
+            for known in (slate and slate.kept, self._resolved):
+                if known and (known.ids is choice.ads or known.ids == choice.ads):
+                    return known.ads
         inline = {ad.id: ad for ad in choice.inline}
         ads = tuple(inline.get(ad_id) or self.ads.get(ad_id) or Ad(ad_id) for ad_id in choice.ads)
         if not inline:
-            self._resolved = (choice.ads, ads)
+            self._resolved = Candidates(ads, choice.ads, {})
         return ads
 
     def dump(self) -> Saved:
@@ -143,7 +148,7 @@ class Catalog:
     def load(self, saved: Saved) -> None:
         """The inverse of `dump`."""
         self.ads = {ad.id: ad for ad in map(Ad.load, saved)}
-        self.rows = list(self.ads)
+        self.rows, self.ids = list(self.ads), list(self.ads)
         self._row = {ad_id: row for row, ad_id in enumerate(self.rows)}
         self._index()
 
@@ -176,15 +181,15 @@ class Catalog:
 
     def _index(self) -> None:
         """Forget what is kept, after more than a few changes."""
-        self.ids = sorted(self.ids if len(self.ids) == len(self.ads) else self.ads)  # fast where it is in order
+        self.ids.sort()  # fast: most are in order
         self._moments = sorted(moment for ad in self.ads.values() for moment in _moments(ad))
         self._named = Counter(name for ad in self.ads.values() for name in ad.placements)
         self._slates: dict[str, _Slate] = {}  # by placement; that of "" is for all that no ad names
-        self._resolved: tuple[tuple[str, ...], tuple[Ad, ...]] = ((), ())  # the last choice
+        self._resolved = _NOTHING
 
     def _change(self, old: Ad | None, new: Ad | None, row: int = 0) -> None:
         """One ad became another one, came (no `old`) or left its row (no `new`)."""
-        self._resolved = ((), ())
+        self._resolved = _NOTHING
         if old:
             for moment in _moments(old):
                 del self._moments[bisect_left(self._moments, moment)]
@@ -256,9 +261,7 @@ class _Sorted:
 
     def without(self, gone: Iterable[str]) -> tuple[tuple[Ad, ...], tuple[str, ...]]:
         places = [
-            place
-            for each in gone
-            if self.ids[(place := bisect_left(self.ids, each)) : place + 1] == [each]
+            place for each in gone if self.ids[(place := bisect_left(self.ids, each)) : place + 1] == [each]
         ]
         ads, ids = self.ads.copy(), self.ids.copy()
         for place in reversed(places):

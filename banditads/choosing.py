@@ -56,9 +56,8 @@ def spread(
 ) -> Slate:
     """The distribution that this request would be drawn from. `floor` is shared evenly by all candidates.
 
-    If more than `max_scored` ads of the catalog are eligible, so many `proposals` of them are the candidates, and
-    which they are depends on the event id. Where there is none, as in a prediction, they are those that an
-    event of the id "" would have.
+    If more than `max_scored` ads of the catalog are eligible, so many `proposals` of them are the candidates,
+    and which they are depends on the event id. A prediction has none: its dice are those of the id "".
     """
     among = None if request.ads is None else _named(state, request.ads)
     context = request.context
@@ -74,9 +73,7 @@ def spread(
     ads, ids, filtered = (
         propose(state, crowd, context, n=proposals, event_id=event_id, salt=salt)
         if crowd
-        else state.catalog.eligible(
-            at=at, placement=request.placement, exclude=request.exclude, among=among
-        )
+        else state.catalog.eligible(at=at, placement=request.placement, exclude=request.exclude, among=among)
     )
     if not ads:
         return Slate((), (), np.zeros(0), context, filtered)

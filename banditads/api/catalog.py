@@ -61,11 +61,11 @@ def mount(routes, engine) -> None:  # noqa: D103
         limit = call.query.get("limit", "1000")
         if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= 1000):
             raise Invalid("must be between 1 and 1000", "limit")
-        catalog = engine.state.catalog
-        first = bisect_right(catalog.ids, call.query.get("after", ""))
-        page = catalog.ids[first : first + int(limit)]
-        rest = len(catalog.ids) > first + len(page)
-        return Ads([_reply(catalog.ads[ad_id]) for ad_id in page], len(catalog.ids), page[-1] if rest else None)
+        with engine.lock:
+            catalog = engine.state.catalog
+            n, first = len(catalog.ids), bisect_right(catalog.ids, call.query.get("after", ""))
+            page = [catalog.ads[ad_id] for ad_id in catalog.ids[first : first + int(limit)]]
+        return Ads([_reply(ad) for ad in page], n, page[-1].id if n > first + len(page) else None)
 
     @routes.add(
         "POST",

@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Sequence
-from math import log, sqrt
+from collections.abc import Iterator, Sequence
+from math import asinh, log, sqrt
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ Scores: TypeAlias = NDArray[np.float32]
 Array = TypeVar("Array", bound=NDArray[Any])
 
 DOUBT = 1.0  # rewards
+VISITOR = 32  # features of a visitor that count, the first by name: time grows with them
 LARGE = 500  # ads; recommenders learn where a catalog has so many. No smaller one ever needs them
 
 
@@ -86,8 +87,8 @@ class Lifts:
     """How much more each ad earns than was expected of it: the log of a ratio, with the benefit of the doubt.
 
     An ad's ratio has a Gamma distribution that begins with `DOUBT` rewards expected and as many earned; the
-    lift is the log of its mean, plus `width` relative standard deviations. So an ad that was never shown stands
-    above one that was shown in vain, and is proposed until it was shown often enough.
+    lift is the log of its mean, plus `width` relative standard deviations. So an ad that was never shown
+    stands above one that was shown in vain, and is proposed until it was shown often enough.
 
     Attributes
     ----------
@@ -146,3 +147,15 @@ def follow(array: Array, event: AdsPut | AdRemoved, rows: Sequence[int], n_rows:
         more[: len(array)] = array
         array = more  # type: ignore[assignment]
     return array
+
+
+def words(features: Features) -> Iterator[str]:
+    """Features as words; a number becomes the bucket it falls in, four to a unit of asinh.
+
+    What is learned of one price then holds for those near it, and no number is too large.
+
+    >>> list(words({"kind": "hats", "price": 59.9, "discount": 61.0}))
+    ['kind=hats', 'price~19', 'discount~19']
+    """
+    for name, value in features.items():
+        yield f"{name}={value}" if isinstance(value, str) else f"{name}~{round(4 * asinh(value))}"

@@ -1,12 +1,11 @@
-"""Who likes what: a logistic regression on visitor x ad features, evaluated for a whole catalog by looking up.
+"""Who likes what: logistic regression on visitor x ad features, for a whole catalog by looking up.
 
 Every feature of the visitor is crossed with every one of the ad, the crosses are hashed, and their weights
 learned online. Ads are made of the same few features: for one visitor, each feature that any ad has gets its
 sum of weights once, and an ad costs no more than adding up those of its own. On top of that comes what an ad
 earns beyond what its features promise (`Lifts`), which is all there is to tell ads without features apart.
 
-A number counts as the bucket it falls in, four to a unit of asinh: what is learned of one price holds for
-those near it, and no number can be too large. Every gradient is bounded, and so is every step.
+Every gradient is bounded, and so is every step.
 
 Sources: Chapelle, Manavoglu, Rosales 2014 (ACM TIST, crosses hashed for display ads); Duchi, Hazan, Singer
 2011 (AdaGrad).
@@ -14,26 +13,25 @@ Sources: Chapelle, Manavoglu, Rosales 2014 (ACM TIST, crosses hashed for display
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
-from math import asinh, exp, log
+from math import exp, log
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..events import Ad, AdRemoved, AdsPut, Features, Saved, Settled  # noqa: F401  (for the doctest)
+from ..events import Ad, AdRemoved, AdsPut, Features, Saved, Settled
 from ..policies import check_ranges
-from . import Lifts, Scores, follow, rows_after
+from . import VISITOR, Lifts, Scores, follow, words
 
 EXAMPLES: tuple[dict[str, Any], ...] = (
     {"learning_rate": 0.02, "prior": 0.3, "memory": 50.0},
     {"width": 0.0, "bits": 10, "words": 64, "slots": 4, "seed": 7},
 )
 SPREAD, MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)  # odd, with random-looking bits
-VISITOR = 32  # features of a visitor that count: time grows with them
 
 
 class Recommender:
@@ -105,10 +103,10 @@ class Recommender:
         spelt = [self._words(ad) for ad in event.ads] if isinstance(event, AdsPut) else []
         while len(self.spelt) < max(map(len, spelt), default=0):
             self.spelt.append(np.zeros(len(self.lifts.values), np.intp))
-        for slot, words in enumerate(self.spelt):
-            self.spelt[slot] = words = follow(words, event, rows, self.lifts.n_rows)
+        for slot, old in enumerate(self.spelt):
+            self.spelt[slot] = new = follow(old, event, rows, self.lifts.n_rows)
             if spelt:
-                words[list(rows)] = [each[slot] if slot < len(each) else 0 for each in spelt]
+                new[list(rows)] = [each[slot] if slot < len(each) else 0 for each in spelt]
         for each in spelt:
             self.used[each] = True
 
@@ -116,9 +114,9 @@ class Recommender:
         """Log odds of a reward, less what is the same for all ads, shape (n_rows,)."""
         n_rows = self.lifts.n_rows
         total = self.lifts.values[:n_rows].copy()
-        words = self.used.nonzero()[0]
+        used = self.used.nonzero()[0]
         weight = np.zeros(self.words, np.float32)
-        weight[words] = self.weights[self._crosses(self._visitor(context), words)].sum(axis=0)
+        weight[used] = self.weights[self._crosses(self._visitor(context), used)].sum(axis=0)
         weight[0] = 0.0
         for slot in self.spelt:
             total += weight[slot[:n_rows]]
@@ -127,8 +125,8 @@ class Recommender:
     def learn(self, settled: Settled, row: int | None, reward: float) -> None:
         """A step of AdaGrad towards the reward; all crosses together move as far as one weight would."""
         choice = settled.choice
-        words = [0, *self._words(settled.ads[choice.pick])]
-        crosses = self._crosses(self._visitor(choice.context), words).ravel()
+        spelt = [0, *self._words(settled.ads[choice.pick])]
+        crosses = self._crosses(self._visitor(choice.context), spelt).ravel()
         weights = self.weights[crosses]
         odds = self.start + float(weights.sum())
         expected = 1 / (1 + exp(-max(-20.0, min(20.0, odds))))
@@ -168,24 +166,18 @@ class Recommender:
             "used": int(self.used.sum()),
         }
 
-    def _crosses(self, visitor: Sequence[int], words: Any) -> NDArray[np.intp]:
+    def _crosses(self, visitor: Sequence[int], spelt: Any) -> NDArray[np.intp]:
         """Places of weights, shape (n_visitor, n_words)."""
-        mixed = np.array(visitor, np.uint64)[:, None] + np.asarray(words, np.uint64) * MIX
+        mixed = np.array(visitor, np.uint64)[:, None] + np.asarray(spelt, np.uint64) * MIX
         return (mixed * SPREAD >> np.uint64(64 - self.bits)).view(np.intp)
 
     def _visitor(self, context: Features) -> list[int]:
         """Hashes of the constant and of the first `VISITOR` features."""
-        return [0, *map(self.hash, islice(_names(context), VISITOR))]
+        return [0, *map(self.hash, islice(words(context), VISITOR))]
 
     def _words(self, ad: Ad) -> list[int]:
         """Words of the first `slots` features; 0 is the constant."""
-        return [1 + self.hash(name) % (self.words - 1) for name in islice(_names(ad.features), self.slots)]
+        return [1 + self.hash(name) % (self.words - 1) for name in islice(words(ad.features), self.slots)]
 
     def _hash(self, name: str) -> int:
         return int.from_bytes(blake2b(name.encode(), digest_size=8, key=self.key).digest(), "big")
-
-
-def _names(features: Features) -> Iterator[str]:
-    """Features as names; a number is named after the bucket it falls in."""
-    for name, value in features.items():
-        yield f"{name}={value}" if isinstance(value, str) else f"{name}~{round(4 * asinh(value))}"
