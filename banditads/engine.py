@@ -188,8 +188,8 @@ class Engine:
     def predict(self, request: Request) -> Slate:
         """The distribution that `choose` would draw from. No side effect of any kind.
 
-        Where more than `max_scored` ads are eligible, which ones are proposed depends on an event id, and here
-        is none: these are the proposals of the id "", the same for the same context.
+        Where more than `max_scored` ads are eligible, which ones are proposed depends on an event id. Here is
+        none: these are the proposals of the id "", the same for the same context.
         """
         with self.lock:
             return spread(

