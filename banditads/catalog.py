@@ -197,7 +197,6 @@ class Catalog:
             for name in old.placements:
                 if not self._named[name]:  # from now on like any other that no ad names
                     del self._named[name]
-                    self._slates.pop(name, None)
         if new:
             for moment in _moments(new):
                 insort(self._moments, moment)

@@ -45,7 +45,7 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(steps, max_size=40), st.sampled_from([1, 3, 256]), st.sampled_from([2, 100]))
 def test_what_is_kept_answers_like_a_scan(history, few, most):
     """With clocks that run backwards, changes one by one and in bulk, and more reasons than are named."""
