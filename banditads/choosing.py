@@ -13,6 +13,7 @@ import numpy as np
 from .errors import Invalid
 from .events import PROBABILITY, Ad, Chosen, Features, Unfilled
 from .policies import Floats
+from .proposing import propose
 from .sampling import pick, uniform
 from .state import State
 
@@ -36,34 +37,64 @@ class Slate(msgspec.Struct, frozen=True):
     """The candidates, sorted by id, and the probability of each."""
 
     ads: tuple[Ad, ...]
+    ids: tuple[str, ...]
     pmf: Floats  # (n_ads,), sums to 1
     context: Features  # what the policy was told
     filtered: dict[str, str]  # ad id -> why it is not a candidate
 
 
-def spread(state: State, *, at: float, request: Request, floor: float) -> Slate:
-    """The distribution that this request would be drawn from. `floor` is shared evenly by all candidates."""
+def spread(
+    state: State,
+    *,
+    at: float,
+    request: Request,
+    floor: float,
+    event_id: str = "",
+    salt: str = "",
+    max_scored: int = 1000,
+    proposals: int = 256,
+) -> Slate:
+    """The distribution that this request would be drawn from. `floor` is shared evenly by all candidates.
+
+    If more than `max_scored` ads of the catalog are eligible, so many `proposals` of them are the candidates,
+    and which they are depends on the event id. A prediction has none: its dice are those of the id "".
+    """
     among = None if request.ads is None else _named(state, request.ads)
-    ads, filtered = state.catalog.eligible(
-        at=at, placement=request.placement, exclude=request.exclude, among=among
-    )
     context = request.context
     if request.placement:
         if "placement" in context:
             raise Invalid("given in the context too", "placement")
         context = dict(sorted({**context, "placement": request.placement}.items()))
+    crowd = None
+    if among is None and len(state.catalog.ads) > max_scored:
+        crowd = state.catalog.crowd(
+            at=at, placement=request.placement, exclude=request.exclude, above=max_scored
+        )
+    ads, ids, filtered = (
+        propose(state, crowd, context, n=proposals, event_id=event_id, salt=salt)
+        if crowd
+        else state.catalog.eligible(at=at, placement=request.placement, exclude=request.exclude, among=among)
+    )
     if not ads:
-        return Slate((), np.zeros(0), context, filtered)
+        return Slate((), (), np.zeros(0), context, filtered)
     pmf = state.policy.pmf(context, ads)
     # ufuncs by name, and a Python float: half the time of `pmf.sum()` and `pmf.min()`.
     total = float(np.add.reduce(pmf))  # not finite if any of them is not
     if pmf.shape != (len(ads),) or not 0 < total < inf or np.minimum.reduce(pmf) < 0:
         raise ArithmeticError(f"policy {state.policy_name} gave {pmf!r} for {len(ads)} ads")
-    return Slate(ads, pmf * ((1 - floor) / total) + floor / len(ads), context, filtered)
+    return Slate(ads, ids, pmf * ((1 - floor) / total) + floor / len(ads), context, filtered)
 
 
 def choose(
-    state: State, *, at: float, event_id: str, request: Request, floor: float = 0.0, salt: str = ""
+    state: State,
+    *,
+    at: float,
+    event_id: str,
+    request: Request,
+    floor: float = 0.0,
+    salt: str = "",
+    max_scored: int = 1000,
+    proposals: int = 256,
 ) -> Chosen | Unfilled:
     """The event that this request would become.
 
@@ -71,7 +102,16 @@ def choose(
     >>> choose(state, at=0.0, event_id="e1", request=Request(ads=(Ad("hats"),))).ad_id
     'hats'
     """
-    slate = spread(state, at=at, request=request, floor=floor)
+    slate = spread(
+        state,
+        at=at,
+        request=request,
+        floor=floor,
+        event_id=event_id,
+        salt=salt,
+        max_scored=max_scored,
+        proposals=proposals,
+    )
     if not slate.ads:
         return Unfilled(
             at,
@@ -85,7 +125,7 @@ def choose(
     return Chosen(
         at,
         event_id,
-        tuple(ad.id for ad in slate.ads),
+        slate.ids,
         slate.pmf.astype(PROBABILITY, copy=False).tobytes(),
         pick(slate.pmf.tolist(), uniform(event_id, salt)),
         slate.context,

@@ -75,7 +75,7 @@ class Engine:
         Makes event ids.
     clock
         Seconds since the epoch; read once for each request.
-    floor, salt
+    floor, salt, max_scored, proposals
         See `choosing`.
     snapshots
         Where to keep them; None keeps none.
@@ -94,12 +94,15 @@ class Engine:
         clock: Callable[[], float] = time.time,
         floor: float = 0.0,
         salt: str = "",
+        max_scored: int = 1000,
+        proposals: int = 256,
         snapshots: Snapshots | None = None,
         keep_journal: bool = True,
         watch: Callable[[], Sequence[Alarm]] = tuple,
     ) -> None:
         self.state, self.journal, self.ids, self.clock = state, journal, ids, clock
         self.floor, self.salt, self.snapshots, self.keep_journal = floor, salt, snapshots, keep_journal
+        self.max_scored, self.proposals = max_scored, proposals
         self.watch = watch
         self.lock = threading.Lock()
         self.snapshot_lock = threading.Lock()
@@ -169,7 +172,14 @@ class Engine:
 
     def _choose(self, at: float, request: Request, event_id: str) -> Answer:
         event = choose(
-            self.state, at=at, event_id=event_id, request=request, floor=self.floor, salt=self.salt
+            self.state,
+            at=at,
+            event_id=event_id,
+            request=request,
+            floor=self.floor,
+            salt=self.salt,
+            max_scored=self.max_scored,
+            proposals=self.proposals,
         )
         try:
             return Answer(event, self._record(event))
@@ -178,9 +188,21 @@ class Engine:
             return Answer(event, None)
 
     def predict(self, request: Request) -> Slate:
-        """The distribution that `choose` would draw from. No side effect of any kind."""
+        """The distribution that `choose` would draw from. No side effect of any kind.
+
+        Where more than `max_scored` ads are eligible, which ones are proposed depends on an event id. Here is
+        none: these are the proposals of the id "", the same for the same context.
+        """
         with self.lock:
-            return spread(self.state, at=self.clock(), request=request, floor=self.floor)
+            return spread(
+                self.state,
+                at=self.clock(),
+                request=request,
+                floor=self.floor,
+                salt=self.salt,
+                max_scored=self.max_scored,
+                proposals=self.proposals,
+            )
 
     def reward(self, event_id: str, value: float) -> Receipt:
         """Say what a choice was worth. Returns when the reward is learned and durable."""

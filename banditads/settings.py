@@ -122,6 +122,29 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             description="Changes every draw; two servers that share event ids need two salts.", max_length=64
         ),
     ] = ""
+    max_scored: Annotated[
+        int,
+        Meta(
+            description="Where more ads than this are eligible, a recommender proposes `proposals` of them, "
+            "and the policy decides among those.",
+            ge=500,
+            le=100_000,
+            extra={"unit": "ads"},
+        ),
+    ] = 1000
+    proposals: Annotated[
+        int,
+        Meta(
+            description="Ads that are proposed then: seven of eight for their score, the others drawn evenly "
+            "from all that are eligible. At most `max_scored`.",
+            ge=16,
+            le=10_000,
+            extra={"unit": "ads"},
+        ),
+    ] = 256
+    recommender: Annotated[
+        str, Meta(description="Recommender whose score orders a catalog that is too large for the policy.")
+    ] = "crosses"
     reward_wait: Annotated[
         float,
         Meta(
@@ -328,6 +351,8 @@ def _check(settings: Settings) -> None:
     """What no single setting can know."""
     if not settings.reward_min < settings.reward_max:
         raise Misconfigured("setting reward_min must be below reward_max")
+    if settings.proposals > settings.max_scored:
+        raise Misconfigured("setting proposals must not be above max_scored")
     if len(settings.salt.encode()) > 64:
         raise Misconfigured("setting salt may have at most 64 bytes")
     if not settings.reward_min <= settings.default_reward <= settings.reward_max:

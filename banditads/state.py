@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from . import policies
+from . import policies, recommenders
 from .catalog import Catalog
-from .events import Ad, AdsPut, Chosen, Event, Rewarded, SetAside, Settled  # noqa: F401  (for the doctest)
+from .events import Ad, AdRemoved, AdsPut, Chosen, Event, Rewarded, SetAside, Settled  # noqa: F401  (doctest)
 from .joiner import Joiner
 from .stats import Stats
 
@@ -49,6 +49,8 @@ class State:
         Name of the policy, and its options.
     reward_min, reward_max
         Range of rewards; policies see it scaled to [0, 1].
+    recommender
+        Name of what orders a catalog that is too large for the policy; see `proposing`.
     joining
         Options of `Joiner`.
 
@@ -61,7 +63,7 @@ class State:
         equal.
     """
 
-    PARTS: ClassVar = ("catalog", "joiner", "stats", "policy")
+    PARTS: ClassVar = ("catalog", "joiner", "stats", "policy", "recommender")
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class State:
         *,
         reward_min: float = 0.0,
         reward_max: float = 1.0,
+        recommender: str = "crosses",
         **joining: Any,
     ) -> None:
         self.catalog = Catalog()
@@ -77,6 +80,8 @@ class State:
         self.stats = Stats()
         self.policy_name = policy
         self.policy = policies.make(policy, **(options or {}))
+        self.recommender_name = recommender
+        self.recommender = recommenders.make(recommender)
         self.reward_min, self.reward_max = reward_min, reward_max
         self.applied = 0  # offset of the next event we want
         self.skip: set[str] = set()
@@ -86,6 +91,7 @@ class State:
             "options": dict(options or {}),
             "reward_min": reward_min,
             "reward_max": reward_max,
+            "recommender": recommender,
             **joining,
         }
 
@@ -114,8 +120,9 @@ class State:
             if event.event_id not in self.skip and self.joiner.knows(event.event_id):
                 raise Spoilt(event.event_id, "the journal says that it was set aside")
             self.skip.discard(event.event_id)
-        if not ads:
-            self.catalog.apply(event)
+        if not ads and (rows := self.catalog.apply(event)):
+            assert isinstance(event, AdsPut | AdRemoved)
+            self.recommender.apply(event, rows)
         self.stats.apply(event, late=isinstance(event, Rewarded) and not landed)
 
     def _learn(self, settled: Settled) -> None:
@@ -127,6 +134,8 @@ class State:
             raise Spoilt(choice.event_id, f"reward {reward}, propensity {choice.probability}")
         try:
             self.policy.learn(choice.context, ads, choice.pick, reward, choice.probability)
+            if len(self.catalog.ads) >= recommenders.LARGE:
+                self.recommender.learn(settled, self.catalog.row(choice.ad_id), reward)
             # The ad that was shown and one more have every weight that was touched.
             pmf = self.policy.pmf(choice.context, (ads[choice.pick], ads[choice.pick - 1])[: len(ads)])
         except Exception as error:  # whatever it was, it would happen again at every start
@@ -142,6 +151,10 @@ class State:
         """The inverse of `dump`."""
         self.applied, saved = msgspec.msgpack.decode(raw)
         for part, data in zip(self.PARTS, saved, strict=True):
+            if part == "recommender":  # learned by row; what the rows hold is the catalog's
+                self.recommender = recommenders.make(self.recommender_name)
+                if ads := self.catalog.in_rows():
+                    self.recommender.apply(AdsPut(0.0, ads), range(len(ads)))
             getattr(self, part).load(data)
 
     def digest(self) -> str:

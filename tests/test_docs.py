@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ids
 
-from banditads import api, policies, settings
+from banditads import api, policies, recommenders, settings
 from banditads.engine import Engine
 from banditads.journal import connect
 from banditads.state import State
@@ -56,6 +56,12 @@ def test_the_policies_table_has_every_policy():
     told = re.findall(r"^\| `(\w+)` \|", page, re.M)
 
     assert sorted(told) == policies.names()
+
+
+def test_the_recommenders_table_has_every_recommender():
+    told = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/catalogs.md").read_text(), re.M)
+
+    assert sorted(told) == recommenders.names()
 
 
 def table_of_options():

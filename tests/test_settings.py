@@ -21,7 +21,13 @@ def test_every_setting_can_be_given_everywhere_and_has_help(row, tmp_path):
     text = {"yes or no": "true", "duration": "10s", "integer": "1", "number": "0.5", "options": "a=1"}.get(
         row.kind, "always" if row.name == "fsync" else "word"
     )
-    text = {"segment_bytes": "4096", "reward_min": "-0.5", "reward_max": "1.5"}.get(row.name, text)
+    text = (
+        {"segment_bytes": "4096", "reward_min": "-0.5", "reward_max": "1.5"}
+        | {
+            "max_scored": "500",
+            "proposals": "16",
+        }
+    ).get(row.name, text)
     file = tmp_path / "banditads.toml"
     value = {"policy_options": "{a = 1}", "keep_journal": "true"}.get(
         row.name, text if row.kind in ("integer", "number", "yes or no") else f'"{text}"'
@@ -49,6 +55,8 @@ def test_every_setting_can_be_given_everywhere_and_has_help(row, tmp_path):
         ({"BANDITADS_DEFAULT_REWARD": "2"}, "default_reward"),
         ({"BANDITADS_POLICY_OPTIONS": "epsilon"}, "policy_options"),
         ({"BANDITADS_POLICY_OPTIONS": "a=1 a=2"}, "policy_options"),
+        ({"BANDITADS_MAX_SCORED": "499"}, "max_scored"),
+        ({"BANDITADS_PROPOSALS": "600", "BANDITADS_MAX_SCORED": "500"}, "proposals"),
         ({"BANDITADS_SALT": "é" * 40}, "salt"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Annotated, Any
 
 import msgspec
@@ -61,10 +62,11 @@ def mount(routes, engine) -> None:  # noqa: D103
         limit = call.query.get("limit", "1000")
         if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= 1000):
             raise Invalid("must be between 1 and 1000", "limit")
-        ads = list(engine.state.catalog.ads.values())
-        after = [ad for ad in ads if ad.id > call.query.get("after", "")]
-        page = after[: int(limit)]
-        return Ads([_reply(ad) for ad in page], len(ads), page[-1].id if len(after) > len(page) else None)
+        with engine.lock:
+            catalog = engine.state.catalog
+            n, first = len(catalog.ids), bisect_right(catalog.ids, call.query.get("after", ""))
+            page = [catalog.ads[ad_id] for ad_id in catalog.ids[first : first + int(limit)]]
+        return Ads([_reply(ad) for ad in page], n, page[-1].id if n > first + len(page) else None)
 
     @routes.add(
         "POST",

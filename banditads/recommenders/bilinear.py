@@ -1,0 +1,165 @@
+"""Who likes what, in few dimensions: each ad is a vector, a visitor's features weigh its numbers.
+
+Every feature of an ad stands for a random vector of signs, and an ad is their mean: one matrix product scores
+a whole catalog, however many features its ads have. A visitor's features are hashed to rows of a matrix of
+weights, which are learned online by logistic regression; on top comes what an ad earns beyond what its
+features promise (`Lifts`). With more different features than dimensions, features blur into each other.
+
+Sources: Achlioptas 2003 (J. Comput. Syst. Sci. 66, random signs keep products); Duchi, Hazan, Singer 2011
+(AdaGrad).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from itertools import islice
+from math import exp, log, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..events import Ad, AdRemoved, AdsPut, Features, Saved, Settled
+from ..policies import check_ranges
+from . import VISITOR, Lifts, Scores, follow, words
+
+EXAMPLES: tuple[dict[str, Any], ...] = (
+    {"learning_rate": 0.02, "prior": 0.3, "memory": 50.0},
+    {"width": 0.0, "dim": 8, "places": 64, "seed": 7},
+)
+
+
+class Recommender:
+    """Low rank, and the ads' own lifts.
+
+    Parameters
+    ----------
+    learning_rate
+        How far a first step moves the log odds, at most, in (0, 100]; the steps shrink with use.
+    memory
+        Showings of an ad after which what it earned counts 1/e, in [1, 1e9].
+    width
+        Standard deviations above its estimate at which an ad is judged, in [0, 10].
+    prior
+        Reward that is expected before anything is learned, in (0, 1).
+    dim
+        Numbers that an ad is made into, a multiple of 8, 8 to 256.
+    places
+        Rows of weights that the visitor's features share, 2 to 65,536.
+    seed
+        Of the hash function, 0 to 2 ** 32 - 1.
+
+    >>> bilinear = Recommender()
+    >>> bilinear.apply(AdsPut(0.0, (Ad("hats"), Ad("shoes"))), rows=(0, 1))
+    >>> bilinear.scores({"device": "mobile"})
+    array([0.5, 0.5], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        *,
+        learning_rate: float = 0.5,
+        memory: float = 5000.0,
+        width: float = 0.5,
+        prior: float = 0.03,
+        dim: int = 32,
+        places: int = 1024,
+        seed: int = 0,
+    ) -> None:
+        check_ranges(
+            ("learning_rate", learning_rate, 1e-6, 100.0),
+            ("memory", memory, 1.0, 1e9),
+            ("width", width, 0.0, 10.0),
+            ("prior", prior, 1e-6, 1 - 1e-6),
+            ("dim", dim, 8, 256),
+            ("places", places, 2, 65536),
+            ("seed", seed, 0, 2**32 - 1),
+        )
+        self.learning_rate, self.memory, self.prior = learning_rate, memory, prior
+        self.dim, self.places = dim - dim % 8, places
+        self.start = log(prior / (1 - prior))
+        self.learned = 0  # rewards
+        self.lifts = Lifts(width=width, keep=1 - 1 / memory)
+        self.weights = np.zeros((places, 1 + self.dim), np.float32)
+        self.squares = np.ones((places, 1 + self.dim), np.float32)  # sums of squared gradients, and 1
+        self.ads = np.zeros((0, self.dim), np.float32)  # (capacity, dim)
+        key = seed.to_bytes(4, "big")
+
+        def digest(name: str) -> bytes:
+            return blake2b(name.encode(), digest_size=self.dim // 8, key=key).digest()
+
+        self.digest = lru_cache(2**16)(digest)
+
+    def apply(self, event: AdsPut | AdRemoved, rows: Sequence[int]) -> None:
+        """A new ad begins with what its features promise."""
+        self.lifts.apply(event, rows)
+        self.ads = follow(self.ads, event, rows, self.lifts.n_rows)
+        if isinstance(event, AdsPut):
+            for row, ad in zip(rows, event.ads, strict=True):
+                self.ads[row] = self._vector(ad)
+
+    def scores(self, context: Features) -> Scores:
+        """Log odds of a reward, less what is the same for all ads, shape (n_rows,)."""
+        n_rows = self.lifts.n_rows
+        taste = self.weights[self._visitor(context)].sum(axis=0)  # (1 + dim,)
+        return self.ads[:n_rows] @ taste[1:] + self.lifts.values[:n_rows]
+
+    def learn(self, settled: Settled, row: int | None, reward: float) -> None:
+        """A step of AdaGrad towards the reward; all weights together move as far as one would."""
+        choice = settled.choice
+        places = self._visitor(choice.context)
+        x = np.concatenate(([1.0], self._vector(settled.ads[choice.pick]))).astype(np.float32)
+        weights = self.weights[places]  # (n_places, 1 + dim)
+        odds = self.start + float(weights.sum(axis=0) @ x)
+        expected = 1 / (1 + exp(-max(-20.0, min(20.0, odds))))
+        gradient = np.float32(expected - reward) * x
+        self.squares[places] = squares = self.squares[places] + gradient * gradient
+        step = self.learning_rate / len(places)
+        self.weights[places] = weights - step * gradient / np.sqrt(squares)
+        if row is not None:
+            self.lifts.learn(row, expected, reward)
+        self.learned += 1
+
+    def dump(self) -> Saved:
+        """How much was learned, what each ad earned, the weights and their squared gradients."""
+        if not self.learned:
+            return None
+        return [self.learned, self.lifts.dump(), self.weights.tobytes(), self.squares.tobytes()]
+
+    def load(self, saved: Saved) -> None:
+        """The inverse of `dump`."""
+        if saved is None:
+            return
+        self.learned, lifts, weights, squares = saved
+        self.lifts.load(lifts)
+        self.weights = np.frombuffer(weights, np.float32).reshape(self.weights.shape).copy()
+        self.squares = np.frombuffer(squares, np.float32).reshape(self.squares.shape).copy()
+
+    def describe(self) -> dict[str, Any]:
+        """The options, and how much was learned."""
+        return {
+            "learning_rate": self.learning_rate,
+            "memory": self.memory,
+            "width": self.lifts.width,
+            "prior": self.prior,
+            "dim": self.dim,
+            "places": self.places,
+            "learned": self.learned,
+            "ads": self.lifts.n_rows,
+        }
+
+    def _vector(self, ad: Ad) -> NDArray[np.float32]:
+        """The mean of the signs of its features, of length 1 if they are unrelated."""
+        signs = b"".join(map(self.digest, words(ad.features)))
+        if not signs:
+            return np.zeros(self.dim, np.float32)
+        bits = np.unpackbits(np.frombuffer(signs, np.uint8)).reshape(-1, self.dim)
+        vector = 2 * bits.sum(axis=0, dtype=np.float32) - np.float32(len(bits))
+        return vector / np.float32(sqrt(len(bits) * self.dim))
+
+    def _visitor(self, context: Features) -> list[int]:
+        """Rows of the constant and of the first `VISITOR` features."""
+        digests = map(self.digest, islice(words(context), VISITOR))
+        return sorted({0, *(int.from_bytes(each[:8], "big") % self.places for each in digests)})
