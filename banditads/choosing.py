@@ -5,14 +5,13 @@ Eligible ads -> the policy's distribution -> the floor under it -> one draw from
 
 from __future__ import annotations
 
+import struct
 from math import inf
 
 import msgspec
-import numpy as np
 
 from .errors import Invalid
-from .events import PROBABILITY, Ad, Chosen, Features, Unfilled
-from .policies import Floats
+from .events import Ad, Chosen, Features, Unfilled
 from .proposing import propose
 from .sampling import pick, uniform
 from .state import State
@@ -38,7 +37,7 @@ class Slate(msgspec.Struct, frozen=True):
 
     ads: tuple[Ad, ...]
     ids: tuple[str, ...]
-    pmf: Floats  # (n_ads,), sums to 1
+    pmf: list[float]  # (n_ads,), sums to 1
     context: Features  # what the policy was told
     filtered: dict[str, str]  # ad id -> why it is not a candidate
 
@@ -76,13 +75,14 @@ def spread(
         else state.catalog.eligible(at=at, placement=request.placement, exclude=request.exclude, among=among)
     )
     if not ads:
-        return Slate((), (), np.zeros(0), context, filtered)
-    pmf = state.policy.pmf(context, ads)
-    # ufuncs by name, and a Python float: half the time of `pmf.sum()` and `pmf.min()`.
-    total = float(np.add.reduce(pmf))  # not finite if any of them is not
-    if pmf.shape != (len(ads),) or not 0 < total < inf or np.minimum.reduce(pmf) < 0:
+        return Slate((), (), [], context, filtered)
+    # A list: for 10 ads Python's own arithmetic takes a quarter of numpy's time, for 1,000 the same.
+    pmf = state.policy.pmf(context, ads).tolist()
+    total = sum(pmf)  # not finite if any of them is not
+    if len(pmf) != len(ads) or not 0 < total < inf or min(pmf) < 0:
         raise ArithmeticError(f"policy {state.policy_name} gave {pmf!r} for {len(ads)} ads")
-    return Slate(ads, ids, pmf * ((1 - floor) / total) + floor / len(ads), context, filtered)
+    scale, least = (1 - floor) / total, floor / len(ads)
+    return Slate(ads, ids, [p * scale + least for p in pmf], context, filtered)
 
 
 def choose(
@@ -126,8 +126,8 @@ def choose(
         at,
         event_id,
         slate.ids,
-        slate.pmf.astype(PROBABILITY, copy=False).tobytes(),
-        pick(slate.pmf.tolist(), uniform(event_id, salt)),
+        struct.pack(f"<{len(slate.pmf)}d", *slate.pmf),
+        pick(slate.pmf, uniform(event_id, salt)),
         slate.context,
         state.policy_name,
         request.user_id,

@@ -104,7 +104,7 @@ def test_predict_gives_the_bits_that_choose_draws_from_and_has_no_side_effect(si
 
     assert (site.engine.state.dump(), site.engine.journal.end) == (before, end)
     slate = site.engine.predict(Request({"device": "mobile"}))
-    exact = dict(zip((ad.id for ad in slate.ads), slate.pmf.tolist(), strict=True))
+    exact = dict(zip((ad.id for ad in slate.ads), slate.pmf, strict=True))
     assert predicted == posted == exact == site("GET", "/choose?device=mobile").data["propensities"]
 
 

@@ -37,7 +37,7 @@ def test_the_floor_reaches_every_ad(make_engine):
             return np.eye(len(ads))[0]
 
     engine.state.policy = Stubborn()
-    assert engine.predict(Request()).pmf.tolist() == pytest.approx([0.8, 0.1, 0.1])
+    assert engine.predict(Request()).pmf == pytest.approx([0.8, 0.1, 0.1])
 
 
 def test_a_request_id_makes_a_retry_one_event(make_engine):

@@ -48,7 +48,7 @@ PROBES = [{"page": "home", "age": 30.0}, {"page": "news"}, {}]
 
 
 def predictions(engine):
-    return [engine.predict(Request(probe)).pmf.tobytes() for probe in PROBES]
+    return [[p.hex() for p in engine.predict(Request(probe)).pmf] for probe in PROBES]
 
 
 @pytest.mark.parametrize("policy", policies.names())
@@ -85,5 +85,5 @@ def test_a_hostile_word_teaches_about_others_what_a_harmless_one_would(policy, w
             shown = engine.choose(Request(context), f"e{number}").event
             engine.reward(f"e{number}", float(shown.ad_id == "a"))
         among = Request({"page": "home"}, ads=("a", "b", "c"))
-        found.append(engine.predict(among).pmf.tobytes())
+        found.append([p.hex() for p in engine.predict(among).pmf])
     assert found[0] == found[1]

@@ -132,8 +132,7 @@ def mount(routes, engine) -> None:  # noqa: D103
 
     def predict(body: ChooseBody) -> PredictReply:
         slate = engine.predict(_request(body))
-        ids = [ad.id for ad in slate.ads]
-        return PredictReply(dict(zip(ids, slate.pmf.tolist(), strict=True)), engine.state.policy_name)
+        return PredictReply(dict(zip(slate.ids, slate.pmf, strict=True)), engine.state.policy_name)
 
     @routes.add("GET", "/choose", scope="choose", query=any_query, reply=ChooseReply, statuses=nothing)
     def get_choose(call):

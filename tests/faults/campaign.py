@@ -296,7 +296,7 @@ def predictions(line: Line) -> list[dict[str, float]]:
 def predicted(state: State) -> list[dict[str, float]]:
     """What it should say in this state."""
     slates = [spread(state, at=time.time(), request=Request(clean(each)), floor=FLOOR) for each in PROBES]
-    return [dict(zip([ad.id for ad in each.ads], each.pmf.tolist(), strict=True)) for each in slates]
+    return [dict(zip(each.ids, each.pmf, strict=True)) for each in slates]
 
 
 def folded(folder: Path) -> State:
