@@ -18,6 +18,7 @@ from .choosing import Request, Slate, choose, spread
 from .diagnosis import Alarm
 from .errors import Conflict, Damaged, DiskFailure, Expired, Invalid, Refused, Unavailable, Unknown
 from .events import Ad, Chosen, Unfilled
+from .forking import Copy
 from .joiner import Done, Status
 from .journal import Journal
 from .parsing import MAX_ADS
@@ -326,19 +327,37 @@ class Engine:
         return Unknown("no such event", "event_id")
 
     def snapshot(self) -> int:
-        """Save the state as it is now; return its offset. Requests wait only while it is copied in memory."""
+        """Save the state as it is now; return its offset. Requests wait only while the process is copied."""
         if self.snapshots is None:
             raise Invalid("this server keeps no snapshots")
         with self.snapshot_lock:
-            with self.lock:
-                offset, saved = self.state.applied, self.state.dump()
+            offset, prepared = self._prepare(self.snapshots)
             if offset:
-                self.journal.flush()  # what a snapshot knows, the disk must have
-                self.snapshots.save(offset, saved)
+                try:
+                    drop = prepared()
+                    self.journal.flush()  # what a snapshot knows, the disk must have
+                    self.snapshots.publish(offset, drop)
+                except BaseException:
+                    self.snapshots.abandon(offset)
+                    raise
                 if not self.keep_journal:
                     self.journal.drop_before(self.snapshots.older_offset())
             self.snapshot_offset = offset
         return offset
+
+    def _prepare(self, snapshots: Snapshots) -> tuple[int, Callable[[], list[str]]]:
+        """(offset of the state as it is now, what waits until that is written). See `Snapshots.prepare`."""
+        with self.lock:
+            offset = self.state.applied
+            if not offset:
+                return 0, list
+            try:
+                copy = Copy(lambda: "\n".join(snapshots.prepare(offset, self.state.dump())).encode())
+            except OSError as error:
+                log.warning("requests wait for this snapshot, the process cannot be copied: %s", error)
+                saved = self.state.dump()
+                return offset, lambda: snapshots.prepare(offset, saved)
+        return offset, lambda: copy.result().decode().split()
 
 
 def recover(state: State, journal: Journal, snapshots: Snapshots | None) -> None:
