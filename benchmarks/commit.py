@@ -8,7 +8,6 @@ it calls it for all. Each figure is the median of its slices; ratios are of two 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import statistics
