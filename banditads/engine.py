@@ -21,7 +21,7 @@ from .events import Ad, Chosen, Unfilled
 from .forking import Copy
 from .joiner import Done, Status
 from .journal import Journal
-from .parsing import MAX_ADS
+from .parsing import MAX_ADS, in_slices
 from .snapshots import Snapshots
 from .state import State
 
@@ -135,12 +135,12 @@ class Engine:
             with suppress(Unavailable, DiskFailure):  # the next start finds out in the same way
                 self._record(events.SetAside(self.clock(), event_id))
 
-    def _record(self, event: events.Event) -> int:
-        """Append an event and come to know it. When this returns, the model has learned."""
+    def _record(self, event: events.Event, record: bytes = b"") -> int:
+        """Append an event, as `record` if that is given, and come to know it: then the model has learned."""
         if self.broken:
             raise DiskFailure(self.broken)
         try:
-            offset = self.journal.append(events.encode(event))
+            offset = self.journal.append(record or events.encode(event))
         except (Unavailable, DiskFailure) as error:
             if not self.refusal:  # once, not at every request: the log may be on the same full disk
                 log.error("nothing can be written down; choices are served from memory: %s", error)
@@ -249,10 +249,13 @@ class Engine:
 
     def put_ads(self, ads: Sequence[Ad]) -> int:
         """Add ads to the catalog or replace them; all or nothing. Returns when that is durable."""
+        event, ids = events.AdsPut(self.clock(), tuple(ads)), {ad.id for ad in ads}
+        record = events.encode_ads(event.at, in_slices(ads))  # not in the lock, nor in one go
         with self.lock:
-            if len(self.state.catalog.ads.keys() | {ad.id for ad in ads}) > MAX_ADS:
+            known = self.state.catalog.ads.keys()
+            if len(known) + len(ids) > MAX_ADS and len(known | ids) > MAX_ADS:
                 raise Invalid(f"the catalog may hold at most {MAX_ADS} ads", "id")
-            offset = self._record(events.AdsPut(self.clock(), tuple(ads)))
+            offset = self._record(event, record)
         self.journal.sync(offset)
         return offset
 

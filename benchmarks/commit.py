@@ -1,9 +1,10 @@
 """What a durable reward costs beside a bare group commit: `python benchmarks/commit.py`.
 
 64 clients send rewards over HTTP (wrk) to a real server: policy `vw`, 10 ads, decisions made in advance under
-ids of their own, `fsync = always`. In turn with them, on the same file system, 64 threads of Python do nothing
-but write 60 bytes and wait for an fdatasync that they share in the same way: whoever comes while nobody does
-it calls it for all. Each figure is the median of its slices; ratios are of two slices that follow each other.
+ids of their own, `fsync = always`. In turn with them, on the same file system, 64 threads of Python do
+nothing but write 60 bytes and wait for an fdatasync that they share in the same way: whoever comes while
+nobody does it calls it for all. Each figure is the median of its slices; ratios are of two slices that follow
+each other.
 """
 
 from __future__ import annotations
