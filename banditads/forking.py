@@ -81,6 +81,7 @@ def _work(make: Callable[[], bytes], parent: int, into: int) -> NoReturn:
             signal.signal(number, signal.SIG_IGN)
         gc.disable()  # it would write into every object, and so copy all memory
         os.nice(NICE)
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # nor does its waking up stop anybody
         try:
             said = b"+" + make()
         except BaseException as error:
