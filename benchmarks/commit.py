@@ -173,7 +173,7 @@ def rewards(
 
 def rows(quick: bool) -> list[tuple[str, ...]]:
     """The table, its head first."""
-    slices, seconds, decisions = (2, 1.0, 30_000) if quick else (8, 2.0, 250_000)
+    slices, seconds, decisions = (1, 1.0, 20_000) if quick else (8, 2.0, 250_000)
     found: list[tuple[str, ...]] = [HEADERS]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -48,9 +48,10 @@ FLAGS = ("--option", "exploration=epsilon", "--option", "epsilon=0.1", "--reward
 
 
 class Latencies(NamedTuple):
-    """Milliseconds of each request, and how late each was sent."""
+    """Milliseconds of each choice and each reward, and how late each was sent."""
 
-    took: list[float]
+    choices: list[float]
+    rewards: list[float]
     late: list[float]
 
 
@@ -79,40 +80,39 @@ def open_loop(port: int, wanted: list[bytes], rate: float) -> Latencies:
     """Send them at a fixed rate, over as many connections as it takes."""
     gc.collect()
     gc.disable()
-    took, late = [], []
+    found = Latencies([], [], [])
     idle: list[socket.socket] = []
-    busy: dict[int, tuple[socket.socket, float, bytearray]] = {}
-    poll = select.epoll()
+    busy: dict[socket.socket, tuple[float, bytearray, list[float]]] = {}
 
     def receive(wait: float) -> None:
-        for number, _ in poll.poll(wait):
-            line, due, reply = busy[number]
+        for line in select.select([*busy], [], [], wait)[0]:  # epoll would wait for whole milliseconds
+            due, reply, took = busy[line]
             reply += line.recv(65536)
             if _whole(reply):
                 took.append(1000 * (time.perf_counter() - due))
-                del busy[number]
+                del busy[line]
                 idle.append(line)
 
     began = time.perf_counter() + 0.1
     for number, request in enumerate(wanted):
         due = began + number / rate
         while (left := due - time.perf_counter()) > 0:
-            receive(left if left > 0.0015 else 0)  # epoll knows milliseconds; the rest is spent asking
+            receive(left)
         if not idle:
             line = socket.create_connection(("127.0.0.1", port))
             line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            poll.register(line, select.EPOLLIN)
             idle.append(line)
         line = idle.pop()
-        busy[line.fileno()] = line, due, bytearray()
-        late.append(1000 * (time.perf_counter() - due))
+        took = found.choices if request.startswith(b"POST /choose") else found.rewards
+        busy[line] = due, bytearray(), took
+        found.late.append(1000 * (time.perf_counter() - due))
         line.sendall(request)
     while busy:
         receive(1.0)
     for line in idle:
         line.close()
     gc.enable()
-    return Latencies(took, late)
+    return found
 
 
 def _whole(reply: bytearray) -> bool:
@@ -226,18 +226,23 @@ def measure(
                     wanted = requests(f"t{turn}-{number}", int(rate * seconds), waiting, mix)
                     with again(meanwhile, pause):
                         found[each].append(open_loop(port, wanted, rate))
-    return [_row(f"{name}: {each}", rate, slices) for each, slices in found.items()]
+    table = []
+    for each, slices in found.items():
+        late = [one.late for one in slices]
+        table.append(_row(f"{name}: {each}", rate, [one.choices for one in slices], late))
+        if cases[each][0]:
+            table.append(_row("... the rewards among them", rate, [one.rewards for one in slices], late))
+    return table
 
 
-def _row(name: str, rate: float, slices: list[Latencies]) -> tuple[str, ...]:
+def _row(name: str, rate: float, took: list[list[float]], late: list[list[float]]) -> tuple[str, ...]:
     """Medians of the slices; the worst of all."""
-    p50, p99 = (float(np.median([np.percentile(each.took, q) for each in slices])) for q in (50, 99))
-    late = float(np.median([np.percentile(each.late, 99) for each in slices]))
-    asked = sum(len(each.took) for each in slices)
-    worst = max(max(each.took) for each in slices)
-    latest = max(max(each.late) for each in slices)
-    figures = (p50, p99, p99 / p50, worst, late, latest)
-    return (name, f"{asked:,}", f"{rate:,.0f}", *(f"{figure:.1f}" for figure in figures))
+    p50, p99, p99_late = (
+        float(np.median([np.percentile(each, q) for each in what]))
+        for what, q in ((took, 50), (took, 99), (late, 99))
+    )
+    figures = (p50, p99, p99 / p50, max(map(max, took)), p99_late, max(map(max, late)))
+    return (name, f"{sum(map(len, took)):,}", f"{rate:,.0f}", *(f"{figure:.1f}" for figure in figures))
 
 
 def rows(quick: bool, first: bool = False) -> list[tuple[str, ...]]:
