@@ -280,6 +280,7 @@ def replay(
 
     from . import report
 
+    os.nice(10)  # there may be a server on this machine, and its requests come first
     if plot:
         report.plotting()  # before the work, not after it
     console = Console(stderr=True)

@@ -21,16 +21,20 @@ from typing import Any
 from .errors import Damaged, DiskFailure, InUse, Misconfigured
 
 
-def write_durably(
+def aside(path: Path) -> Path:
+    """The temporary name of a file that is being written."""
+    return path.with_name(path.name + ".tmp")
+
+
+def write_aside(
     path: Path, *parts: bytes, check: Callable[[Path], None] = lambda new: None, mode: int = 0o666
 ) -> None:
-    """Write a file under a temporary name, and give it its own once the disk has it.
+    """Write what is to stand under `path` under its temporary name, and bring it to the disk.
 
     It gets the permissions `mode`, less the umask. `check` may look at the finished file and raise. Whatever
-    is raised, the temporary file is gone, and nothing stands under `path` that did not before (after a
-    `DiskFailure` of the folder, the new file may).
+    is raised, the temporary file is gone.
     """
-    new = path.with_name(path.name + ".tmp")
+    new = aside(path)
     try:
         with open(new, "wb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, mode)) as file:
             for part in parts:
@@ -39,11 +43,31 @@ def write_durably(
             fsync(file.fileno(), new)
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # `check` is to read from the disk
         check(new)
-        new.replace(path)
     except BaseException:
         new.unlink(missing_ok=True)
         raise
+
+
+def give_name(path: Path) -> None:
+    """Let what was written aside stand under `path`, for good."""
+    try:
+        aside(path).replace(path)
+    except BaseException:
+        aside(path).unlink(missing_ok=True)
+        raise
     fsync_folder(path.parent)
+
+
+def write_durably(
+    path: Path, *parts: bytes, check: Callable[[Path], None] = lambda new: None, mode: int = 0o666
+) -> None:
+    """Write a file under a temporary name, and give it its own once the disk has it: see `write_aside`.
+
+    Whatever is raised, nothing stands under `path` that did not before (after a `DiskFailure` of the folder,
+    the new file may).
+    """
+    write_aside(path, *parts, check=check, mode=mode)
+    give_name(path)
 
 
 def make_folder(path: Path) -> None:

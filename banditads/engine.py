@@ -18,9 +18,10 @@ from .choosing import Request, Slate, choose, spread
 from .diagnosis import Alarm
 from .errors import Conflict, Damaged, DiskFailure, Expired, Invalid, Refused, Unavailable, Unknown
 from .events import Ad, Chosen, Unfilled
+from .forking import Copy
 from .joiner import Done, Status
 from .journal import Journal
-from .parsing import MAX_ADS
+from .parsing import MAX_ADS, in_slices
 from .snapshots import Snapshots
 from .state import State
 
@@ -137,12 +138,12 @@ class Engine:
             with suppress(Unavailable, DiskFailure):  # the next start finds out in the same way
                 self._record(events.SetAside(self.clock(), event_id))
 
-    def _record(self, event: events.Event) -> int:
-        """Append an event and come to know it. When this returns, the model has learned."""
+    def _record(self, event: events.Event, record: bytes = b"") -> int:
+        """Append an event, as `record` if that is given, and come to know it: then the model has learned."""
         if self.broken:
             raise DiskFailure(self.broken)
         try:
-            offset = self.journal.append(events.encode(event))
+            offset = self.journal.append(record or events.encode(event))
         except (Unavailable, DiskFailure) as error:
             if not self.refusal:  # once, not at every request: the log may be on the same full disk
                 log.error("nothing can be written down; choices are served from memory: %s", error)
@@ -270,10 +271,13 @@ class Engine:
 
     def put_ads(self, ads: Sequence[Ad]) -> int:
         """Add ads to the catalog or replace them; all or nothing. Returns when that is durable."""
+        event, ids = events.AdsPut(self.clock(), tuple(ads)), {ad.id for ad in ads}
+        record = events.encode_ads(event.at, in_slices(ads))  # not in the lock, nor in one go
         with self.lock:
-            if len(self.state.catalog.ads.keys() | {ad.id for ad in ads}) > MAX_ADS:
+            known = self.state.catalog.ads.keys()
+            if len(known) + len(ids) > MAX_ADS and len(known | ids) > MAX_ADS:
                 raise Invalid(f"the catalog may hold at most {MAX_ADS} ads", "id")
-            offset = self._record(events.AdsPut(self.clock(), tuple(ads)))
+            offset = self._record(event, record)
         self.journal.sync(offset)
         return offset
 
@@ -348,19 +352,37 @@ class Engine:
         return Unknown("no such event", "event_id")
 
     def snapshot(self) -> int:
-        """Save the state as it is now; return its offset. Requests wait only while it is copied in memory."""
+        """Save the state as it is now; return its offset. Requests wait only while the process is copied."""
         if self.snapshots is None:
             raise Invalid("this server keeps no snapshots")
         with self.snapshot_lock:
-            with self.lock:
-                offset, saved = self.state.applied, self.state.dump()
+            offset, prepared = self._prepare(self.snapshots)
             if offset:
-                self.journal.flush()  # what a snapshot knows, the disk must have
-                self.snapshots.save(offset, saved)
+                try:
+                    drop = prepared()
+                    self.journal.flush()  # what a snapshot knows, the disk must have
+                    self.snapshots.publish(offset, drop)
+                except BaseException:
+                    self.snapshots.abandon(offset)
+                    raise
                 if not self.keep_journal:
                     self.journal.drop_before(self.snapshots.older_offset())
             self.snapshot_offset = offset
         return offset
+
+    def _prepare(self, snapshots: Snapshots) -> tuple[int, Callable[[], list[str]]]:
+        """(offset of the state as it is now, what waits until that is written). See `Snapshots.prepare`."""
+        with self.lock:
+            offset = self.state.applied
+            if not offset:
+                return 0, list
+            try:
+                copy = Copy(lambda: "\n".join(snapshots.prepare(offset, self.state.dump())).encode())
+            except OSError as error:
+                log.warning("requests wait for this snapshot, the process cannot be copied: %s", error)
+                saved = self.state.dump()
+                return offset, lambda: snapshots.prepare(offset, saved)
+        return offset, lambda: copy.result().decode().split()
 
 
 def recover(state: State, journal: Journal, snapshots: Snapshots | None) -> None:

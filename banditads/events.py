@@ -15,6 +15,7 @@ True
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import msgspec
@@ -25,8 +26,12 @@ Saved: TypeAlias = Any  # whatever msgpack can write: None, bool, int, float, st
 PROBABILITY = np.dtype("<f8")  # of `Chosen.pmf`
 
 
-class Ad(msgspec.Struct, frozen=True, array_like=True, eq=True):
-    """An ad as it was at one moment. Rooms and policies may keep it: it never changes."""
+class Ad(msgspec.Struct, frozen=True, array_like=True, eq=True, gc=False):
+    """An ad as it was at one moment. Rooms and policies may keep it: it never changes.
+
+    It holds nothing that could hold it, and so is no work for the garbage collector: of 1,000,000 decisions
+    that wait, it would look at everything, for .7 s. The same goes for `Chosen` and what the joiner keeps.
+    """
 
     id: str
     features: Features = {}  # cleaned: sorted by name, strings or finite numbers
@@ -57,7 +62,7 @@ class AdRemoved(msgspec.Struct, frozen=True, array_like=True, tag="ad_removed"):
     ad_id: str
 
 
-class Chosen(msgspec.Struct, frozen=True, array_like=True, tag="chosen"):
+class Chosen(msgspec.Struct, frozen=True, array_like=True, tag="chosen", gc=False):
     """An ad was picked. `pmf` is over `ads`, sums to 1, and is what `pick` was really drawn from.
 
     `ads` are ids. The features of those in `inline` stand there; those of the others are the catalog's at
@@ -206,6 +211,15 @@ _decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 def encode(event: Event) -> bytes:
     """An event as msgpack."""
     return _encoder.encode(event)
+
+
+def encode_ads(at: float, ads: Iterable[Ad]) -> bytes:
+    """The same as of an `AdsPut`, ad by ad: `ads` may pause in between, and other threads run.
+
+    >>> encode_ads(1.0, [Ad("shoes")]) == encode(AdsPut(1.0, (Ad("shoes"),)))
+    True
+    """
+    return _encoder.encode(("ads_put", at, [msgspec.Raw(_encoder.encode(ad)) for ad in ads]))
 
 
 def decode(raw: bytes) -> Event:

@@ -27,7 +27,7 @@ class Status(StrEnum):
     UNFILLED = "unfilled"
 
 
-class Open(msgspec.Struct):
+class Open(msgspec.Struct, gc=False):
     """A choice that waits for its reward."""
 
     offset: int  # of the choice in the journal
@@ -38,7 +38,7 @@ class Open(msgspec.Struct):
     seen: bool = False  # the ad was reported as seen
 
 
-class Done(msgspec.Struct, frozen=True, array_like=True):
+class Done(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What is remembered of a decision that no longer waits."""
 
     offset: int  # of the choice in the journal

@@ -8,7 +8,9 @@ banditads.errors.Invalid: Object contains unknown field `colour`
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from math import isfinite
 from typing import Annotated, Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
@@ -74,6 +76,18 @@ def decode(raw: bytes, kind: type[T], media: str = JSON) -> T:
         raise Invalid(f"not well-formed {media.partition('/')[2]}", "body") from None
 
 
+def in_slices(items: Iterable[T]) -> Iterator[T]:
+    """The same items, with pauses: who works through many leaves Python's lock to others.
+
+    A thread that needs the lock waits 5 ms for one that computes, and several times in each request. 20 ads
+    take .1 ms.
+    """
+    for number, item in enumerate(items):
+        if number % 20 == 19:
+            time.sleep(5e-5)
+        yield item
+
+
 def check_id(text: str, field: str) -> str:
     """An id as it may be: 1 to 128 printable characters."""
     if not 1 <= len(text) <= MAX_ID or not text.isprintable():
@@ -110,17 +124,16 @@ def check_ad(body: AdBody, field: str) -> Ad:
 
 def check_ads(raw: bytes, lines: bool, media: str = JSON) -> list[Ad]:
     """Ads of an array or of JSON Lines. Raises `Invalid`, naming the first bad one."""
-    ads = []
     if lines:
-        for number, line in enumerate(raw.splitlines(), 1):
-            if line.strip():
-                try:
-                    ads.append(check_ad(decode(line, ListedAd), "ad"))
-                except Invalid as error:
-                    raise Invalid(error.message, f"line {number}: {error.field}") from None
-    else:
-        bodies = decode(raw, list[ListedAd], media)
-        ads = [check_ad(body, f"[{number}]") for number, body in enumerate(bodies)]
+        found = [(f"line {n}: ", line) for n, line in enumerate(raw.splitlines(), 1) if line.strip()]
+    else:  # one by one: as a whole, 100,000 take half a second in which no other thread runs
+        found = [(f"[{n}].", bytes(each)) for n, each in enumerate(decode(raw, list[msgspec.Raw], media))]
+    ads = []
+    for where, each in in_slices(found):
+        try:
+            ads.append(check_ad(decode(each, ListedAd, JSON if lines else media), "ad" if lines else ""))
+        except Invalid as error:
+            raise Invalid(error.message, where + error.field.lstrip(".")) from None
     ids = Counter(ad.id for ad in ads)
     if len(ids) < len(ads):
         raise Invalid(f"the id {ids.most_common(1)[0][0]!r} is given twice", "id")

@@ -6,6 +6,7 @@ requests in order. Its worker runs in a thread of this process, because all stat
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import logging
 import secrets
@@ -253,6 +254,8 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
         housekeeper.start()
         threading.Thread(target=_announce, args=(engine, settings, port, known, say), daemon=True).start()
         application = api.build(engine, known, door)
+        gc.collect()
+        gc.freeze()  # what is there now stays: a collection looks at what came since, and copies no pages
         server.serve(target_loader=lambda: application, wrap_loader=False)
         housekeeper.stop.set()
         housekeeper.join()

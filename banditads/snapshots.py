@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
 
-from .directory import fsync_folder, write_durably
+from .directory import aside, fsync_folder, give_name, write_aside
 from .errors import DiskFailure, Unavailable
 
 log = logging.getLogger(__name__)
@@ -37,23 +38,44 @@ class Snapshots:
         Raises `Unavailable` if it cannot be written; those that were there still are. One that went bad is
         dropped too, and does not count.
         """
-        path = self.folder / f"{offset:020d}.snapshot"
-        head = HEAD.pack(MAGIC, VERSION, offset, len(saved))
+        return self.publish(offset, self.prepare(offset, saved))
+
+    def prepare(self, offset: int, saved: bytes) -> list[str]:
+        """Write the state and read it back, but give it no name yet; names of those that may go when it has.
+
+        Changes nothing in this process, so that a copy of it may do this.
+        """
+        path, head = self._path(offset), HEAD.pack(MAGIC, VERSION, offset, len(saved))
 
         def read_back(new: Path) -> None:
             if self._read(new, offset) != saved:
                 raise Unavailable(f"the snapshot {new} does not read back as it was written")
 
         try:
-            write_durably(path, head, saved, self._tag(head, saved), check=read_back)
-            paths = self._paths()
-            good = [each for each in paths if self._read(each, int(each.stem)) is not None]
-            for old in set(paths) - set(good[:KEEP]):
-                old.unlink()
-            fsync_folder(self.folder)
+            write_aside(path, head, saved, self._tag(head, saved), check=read_back)
         except (OSError, DiskFailure) as error:  # a snapshot is a cache: the server goes on without
             raise Unavailable(f"cannot write the snapshot {path}: {error}") from error
+        others = [each for each in self._paths() if each != path]
+        good = [each for each in others if self._read(each, int(each.stem)) is not None]
+        kept = sorted([path, *good], reverse=True)[:KEEP]
+        return [each.name for each in others if each not in kept]
+
+    def publish(self, offset: int, drop: Iterable[str]) -> Path:
+        """Give a prepared snapshot its name, and drop others. Raises `Unavailable`."""
+        path = self._path(offset)
+        try:
+            give_name(path)
+            for name in drop:
+                (self.folder / name).unlink()
+            fsync_folder(self.folder)
+        except (OSError, DiskFailure) as error:
+            raise Unavailable(f"cannot write the snapshot {path}: {error}") from error
         return path
+
+    def abandon(self, offset: int) -> None:
+        """Delete what was prepared, or half prepared."""
+        with suppress(OSError):
+            aside(self._path(offset)).unlink()
 
     def load(self) -> Iterator[tuple[int, bytes]]:
         """(offset, state) of those that are ours and whole, newest first."""
@@ -78,6 +100,9 @@ class Snapshots:
     def older_offset(self) -> int:
         """Events below this are in both snapshots that are kept; 0 while there are not two."""
         return (self.offsets() + [0] * KEEP)[KEEP - 1]
+
+    def _path(self, offset: int) -> Path:
+        return self.folder / f"{offset:020d}.snapshot"
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob(f"{'[0-9]' * 20}.snapshot"), reverse=True)

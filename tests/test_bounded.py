@@ -1,5 +1,7 @@
 """Whatever comes from outside, what is remembered of it has a limit, and replay reaches the same one."""
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -150,3 +152,17 @@ def test_a_server_says_how_full_it_is_and_what_it_gave_up(make_engine):
         "given_up": 15, "forgotten": 12, "pending_bytes": engine.state.joiner.open_bytes,
         "pending_bytes_limit": 2**30,
     }  # fmt: skip
+
+
+def test_the_garbage_collector_does_not_look_at_what_waits(make_engine):
+    engine = make_engine()
+    gc.collect()
+    before = len(gc.get_objects())
+    for number in range(500):
+        engine.choose(
+            Request({"page": f"p{number}", "age": 1.0}, f"u{number}", request_id=f"r{number}"), f"{number}"
+        )
+    for number in range(0, 500, 2):
+        engine.reward(f"{number}", 1.0)
+    gc.collect()
+    assert len(gc.get_objects()) - before < 100

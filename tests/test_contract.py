@@ -109,7 +109,7 @@ def reach(site, method, path, status, monkeypatch):
         case 503:
             site.engine.refusal = "the disk is full"
             monkeypatch.setattr(site.engine.journal, "append", refuse)
-            monkeypatch.setattr(site.engine.snapshots, "save", refuse)
+            monkeypatch.setattr(site.engine.snapshots, "publish", refuse)
     return site(method, path.replace("{id}", name), body, **more)[0]
 
 

@@ -243,12 +243,12 @@ def test_a_snapshot_is_never_more_durable_than_the_journal(make_engine, tmp_path
     snapshots, calls = Snapshots(tmp_path, b"k"), []
     engine = make_engine(journal=connect(f"file:{tmp_path}", fsync=fsync), snapshots=snapshots)
     engine.choose(Request())
-    fdatasync, save = os.fdatasync, snapshots.save
+    fdatasync, publish = os.fdatasync, snapshots.publish
     monkeypatch.setattr(os, "fdatasync", lambda file: (fdatasync(file), calls.append("fdatasync")))
-    monkeypatch.setattr(snapshots, "save", lambda *given: (calls.append("save"), save(*given)))
+    monkeypatch.setattr(snapshots, "publish", lambda *given: (calls.append("publish"), publish(*given)))
     engine.snapshot()
 
-    assert calls[:2] == ["fdatasync", "save"]
+    assert calls[:2] == ["fdatasync", "publish"]
     engine.journal.close()
 
 

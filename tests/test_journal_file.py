@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import threading
+import time
 import zlib
 from pathlib import Path
 
@@ -726,6 +727,35 @@ def test_many_threads_share_an_fdatasync_and_each_waits_for_its_own(tmp_path, mo
     assert len(read(tmp_path)) == n_threads * n_each
 
 
+def test_who_waits_for_the_disk_is_told_at_once_when_writing_has_ended(tmp_path, monkeypatch):
+    journal, go, begun, told = Journal(str(tmp_path)), threading.Event(), threading.Event(), threading.Event()
+    real = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda number: (begun.set(), go.wait(PATIENCE), real(number)))
+
+    def wait():
+        with pytest.raises(DiskFailure):
+            journal.sync(1)
+        told.set()
+
+    leader = threading.Thread(target=journal.sync, args=(journal.append(b"first"),), daemon=True)
+    leader.start()
+    assert begun.wait(PATIENCE)
+    journal.append(b"second")
+    waiter = threading.Thread(target=wait, daemon=True)
+    waiter.start()
+    while not journal._waiting:
+        time.sleep(0.001)
+    with monkeypatch.context() as patch:
+        for call in ("write", "ftruncate"):
+            refuse(patch, os, call, errno.EIO, lambda path: path.endswith(".journal"))
+        with pytest.raises(DiskFailure):
+            journal.append(b"third")
+    assert told.wait(PATIENCE)  # though the disk has not answered
+    go.set()
+    leader.join(PATIENCE)
+    waiter.join(PATIENCE)
+
+
 def test_everysec_returns_at_once_and_syncs_in_the_background(tmp_path, monkeypatch):
     synced, real = threading.Event(), os.fdatasync
 
@@ -735,7 +765,7 @@ def test_everysec_returns_at_once_and_syncs_in_the_background(tmp_path, monkeypa
 
     monkeypatch.setattr(os, "fdatasync", fdatasync)
     journal = Journal(str(tmp_path), fsync="everysec")
-    with journal._change:  # no background sync can end while this is held
+    with journal._guard:  # no background sync can end while this is held
         journal.sync(journal.append(b"one"))
         assert journal._durable == 0
     assert synced.wait(PATIENCE)

@@ -34,6 +34,8 @@ REASONS = {  # file, what is used -> why
     ("cli.py", "subprocess"): "`demo` starts a server: this very program, with arguments of its own",
     ("settings.py", "loads"): "tomllib's, which gives data only",
     ("directory.py", "loads"): "json's",
+    ("forking.py", "fork"): "a copy of this process writes the snapshot; it runs this program's code only",
+    ("forking.py", "ctypes"): "calls prctl, so that the copy dies with its parent",
 }
 
 

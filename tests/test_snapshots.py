@@ -187,8 +187,11 @@ def test_a_snapshot_is_durable_and_read_back_before_it_has_its_name(tmp_path, mo
     path = snapshots.save(3, b"three")
     new, oldest = f"{path.name}.tmp", f"{1:020d}.snapshot"
 
-    assert calls[:4] == [("fsync", new), ("read_bytes", new), ("replace", new), ("fsync", "")]
-    assert [call for call in calls[4:] if call[0] != "read_bytes"] == [("unlink", oldest), ("fsync", "")]
+    assert calls[:2] == [("fsync", new), ("read_bytes", new)]
+    assert [call for call in calls[2:] if call[0] != "read_bytes"] == [
+        *(("replace", new), ("fsync", "")),
+        *(("unlink", oldest), ("fsync", "")),
+    ]
 
 
 def test_all_are_gone_for_good_before_anything_else_is_learned(tmp_path, monkeypatch):

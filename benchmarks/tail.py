@@ -1,0 +1,272 @@
+"""How long the slowest requests take: `python benchmarks/tail.py`.
+
+Open loop: requests are sent at fixed moments, half as many as the server can answer (wrk, 16 connections,
+100 ads), whether or not earlier ones were answered, and a latency counts from the moment at which the request
+was to be sent. In turn: nothing else going on; a snapshot each second; a bulk import of ads that are shown
+elsewhere; `banditads replay` of the same data directory. `late` is how late the load itself was, which is the
+machine's doing: no figure can be better than that. (Of the tools with constant arrival and such latencies,
+Debian and PyPI have none.)
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import re
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import numpy as np
+from commit import Running, context, make_ads, prepare, served
+from rich.console import Console
+from rich.table import Table
+
+HEADERS = (
+    "while",
+    "asked",
+    "a second",
+    "p50 ms",
+    "p99 ms",
+    "p99 / p50",
+    "worst ms",
+    "late p99",
+    "late worst",
+)
+FLAGS = ("--option", "exploration=epsilon", "--option", "epsilon=0.1", "--reward-wait", "24h")
+
+
+class Latencies(NamedTuple):
+    """Milliseconds of each choice and each reward, and how late each was sent."""
+
+    choices: list[float]
+    rewards: list[float]
+    late: list[float]
+
+
+def post(path: str, body: object) -> bytes:
+    """A request."""
+    raw = json.dumps(body).encode()
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(raw)}\r\n\r\n"
+    ).encode() + raw
+
+
+def requests(name: str, count: int, waiting: Iterator[int], mix: bool) -> list[bytes]:
+    """Choices; with `mix`, every other request rewards one of the decisions that wait."""
+    found = []
+    for number in range(count):
+        if mix and number % 2:
+            found.append(post("/reward", {"event_id": f"e{next(waiting)}", "reward": number // 2 % 2}))
+        else:
+            body = {"context": context(number), "event_id": f"{name}-{number}", "placement": "here"}
+            found.append(post("/choose", body))
+    return found
+
+
+def open_loop(port: int, wanted: list[bytes], rate: float) -> Latencies:
+    """Send them at a fixed rate, over as many connections as it takes."""
+    gc.collect()
+    gc.disable()
+    found = Latencies([], [], [])
+    idle: list[socket.socket] = []
+    busy: dict[socket.socket, tuple[float, bytearray, list[float]]] = {}
+
+    def receive(wait: float) -> None:
+        for line in select.select([*busy], [], [], wait)[0]:  # epoll would wait for whole milliseconds
+            due, reply, took = busy[line]
+            reply += line.recv(65536)
+            if _whole(reply):
+                took.append(1000 * (time.perf_counter() - due))
+                del busy[line]
+                idle.append(line)
+
+    began = time.perf_counter() + 0.1
+    for number, request in enumerate(wanted):
+        due = began + number / rate
+        while (left := due - time.perf_counter()) > 0:
+            receive(left)
+        if not idle:
+            line = socket.create_connection(("127.0.0.1", port))
+            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            idle.append(line)
+        line = idle.pop()
+        took = found.choices if request.startswith(b"POST /choose") else found.rewards
+        busy[line] = due, bytearray(), took
+        found.late.append(1000 * (time.perf_counter() - due))
+        line.sendall(request)
+    while busy:
+        receive(1.0)
+    for line in idle:
+        line.close()
+    gc.enable()
+    return found
+
+
+def _whole(reply: bytearray) -> bool:
+    """Whether this is the end of a reply; anything but 200 raises."""
+    head, end, body = reply.partition(b"\r\n\r\n")
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise RuntimeError(reply[:300].decode() or "a connection was closed")
+    return bool(end) and len(body) >= int(re.search(rb"content-length: (\d+)", head.lower())[1])
+
+
+def saturation(running: Running, folder: Path, seconds: int) -> float:
+    """Choices a second that the server answers when 16 clients ask as fast as they can."""
+    script = folder / "choose.lua"
+    body = json.dumps({"context": context(1), "placement": "here"})
+    script.write_text(
+        f"wrk.method, wrk.path, wrk.body = 'POST', '/choose', [[{body}]]\n"
+        "wrk.headers['Content-Type'] = 'application/json'"
+    )
+    command = ["wrk", "-t1", "-c16", f"-d{seconds}s", "-s", str(script), f"http://127.0.0.1:{running.port}"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    if "Non-2xx" in said:
+        raise RuntimeError(said)
+    return float(re.search(r"Requests/sec:\s+([\d.]+)", said)[1])
+
+
+@contextmanager
+def again(what: Callable[[], object], pause: float) -> Iterator[None]:
+    """Do it over and over in a thread, with pauses."""
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            what()
+            stop.wait(pause)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def send(port: int, path: str, body: bytes = b"", media: str = "application/json") -> None:
+    """One request by itself."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, {"Content-Type": media})
+    direct.open(request, timeout=600).read()
+
+
+def elsewhere(count: int) -> bytes:
+    """So many ads for another placement, as JSON Lines."""
+    ads = (
+        {"id": f"else-{ad.id}", "features": ad.features, "placements": ["there"]} for ad in make_ads(count)
+    )
+    return "\n".join(map(json.dumps, ads)).encode()
+
+
+def measure(
+    name: str, *, bits: int, pending: int, turns: int, seconds: float, others: int = 0, first: bool = False
+) -> list[tuple[str, ...]]:
+    """Rows for one server: with so many bits of weights, waiting decisions, and ads for another placement.
+
+    `first`: server and load come before everything else on this machine.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        data = folder / "data"
+        prepare(data, 100, pending, exploration="epsilon", epsilon=0.1, bits=bits)
+        if first:
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        with served(data, *FLAGS, "--option", f"bits={bits}", "--snapshot-every", "1h") as running:
+            port, lines = running.port, elsewhere(others) if others else b""
+            if others:
+                send(port, "/catalog/ads", lines, "application/x-ndjson")
+            rate = saturation(running, folder, 1 if seconds < 2 else 3) / 2
+            replay = [
+                "chrt",
+                "--other",
+                "0",
+                sys.executable,
+                "-m",
+                "banditads",
+                "replay",
+                str(data),
+                "--policy",
+                "uniform",
+            ]
+            cases: dict[str, tuple[bool, Callable[[], object], float]] = {
+                "nothing": (False, lambda: None, 1.0),
+                "nothing, half are rewards": (True, lambda: None, 1.0),
+            }
+            if others:
+                cases |= {
+                    f"{others:,} ads come": (
+                        True,
+                        lambda: send(port, "/catalog/ads", lines, "application/x-ndjson"),
+                        0.0,
+                    )
+                }
+            else:
+                cases |= {
+                    "a snapshot each second": (True, lambda: send(port, "/snapshot"), 1.0),
+                    "a replay": (True, lambda: subprocess.run(replay, capture_output=True, check=True), 0.0),
+                }
+            waiting = iter(range(1, pending + 1))
+            found: dict[str, list[Latencies]] = {each: [] for each in cases}
+            for turn in range(turns):
+                for number, (each, (mix, meanwhile, pause)) in enumerate(cases.items()):
+                    wanted = requests(f"t{turn}-{number}", int(rate * seconds), waiting, mix)
+                    with again(meanwhile, pause):
+                        found[each].append(open_loop(port, wanted, rate))
+    table = []
+    for each, slices in found.items():
+        late = [one.late for one in slices]
+        table.append(_row(f"{name}: {each}", rate, [one.choices for one in slices], late))
+        if cases[each][0]:
+            table.append(_row("... the rewards among them", rate, [one.rewards for one in slices], late))
+    return table
+
+
+def _row(name: str, rate: float, took: list[list[float]], late: list[list[float]]) -> tuple[str, ...]:
+    """Medians of the slices; the worst of all."""
+    p50, p99, p99_late = (
+        float(np.median([np.percentile(each, q) for each in what]))
+        for what, q in ((took, 50), (took, 99), (late, 99))
+    )
+    figures = (p50, p99, p99 / p50, max(map(max, took)), p99_late, max(map(max, late)))
+    return (name, f"{sum(map(len, took)):,}", f"{rate:,.0f}", *(f"{figure:.1f}" for figure in figures))
+
+
+def rows(quick: bool, first: bool = False) -> list[tuple[str, ...]]:
+    """The table, its head first."""
+    if quick:
+        return [HEADERS, *measure("2^18", bits=18, pending=3000, turns=1, seconds=0.5)]
+    found = [HEADERS]
+    for bits in (18, 22):
+        found += measure(f"2^{bits}", bits=bits, pending=50_000, turns=3, seconds=4.0, first=first)
+    return found + measure(
+        "20,000 more ads", bits=18, pending=50_000, turns=3, seconds=4.0, others=20_000, first=first
+    )
+
+
+@click.command(help=__doc__)
+@click.option("--quick", is_flag=True, help="Some seconds instead of some minutes.")
+@click.option("--first", is_flag=True, help="Before all other work of the machine (needs root).")
+def main(quick: bool, first: bool) -> None:
+    head, *body = rows(quick, first)
+    table = Table(*head)
+    for row in body:
+        table.add_row(*row)
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
