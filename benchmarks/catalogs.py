@@ -106,15 +106,14 @@ def main() -> None:
 @click.option("--ads", "n_ads", default=2000, show_default=True)
 @click.option("--visits", default=8000, show_default=True)
 @click.option("--seeds", default=5, show_default=True)
-@click.option("--policy", "specs", multiple=True, default=("squarecb", "epsilon"), show_default=True)
-@click.option("--direct/--no-direct", default=True, show_default=True, help="Score every ad too: slow.")
-def reward(n_ads: int, visits: int, seeds: int, specs: tuple[str, ...], direct: bool) -> None:
+@click.option("--policy", "specs", multiple=True, default=("squarecb",), show_default=True)
+@click.option("--how", "ways", multiple=True, default=("direct", *recommenders.names()), show_default=True)
+def reward(n_ads: int, visits: int, seeds: int, specs: tuple[str, ...], ways: tuple[str, ...]) -> None:
     """Clicks per visit; all, and in the last quarter. The interval is of the mean over worlds."""
-    ways = [*(["direct"] if direct else []), *recommenders.names()]
     print(f"{n_ads:,} ads, {visits:,} visits, {seeds} worlds; clicks per 100 visits")
     print("| vw | candidates | all visits | last quarter | of the best possible |")
     print("|---|---|---|---|---|")
-    for spec, how in [("uniform", "direct"), *itertools.product(specs, ways)]:
+    for spec, how in itertools.product(specs, ways):
         options = {"exploration": spec, "kept_ads": n_ads}
         policy = ("uniform", {}) if spec == "uniform" else ("vw", options)
         runs = [live(how, *policy, n_ads=n_ads, seed=seed, visits=visits) for seed in range(seeds)]

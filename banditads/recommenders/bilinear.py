@@ -60,7 +60,7 @@ class Recommender:
     def __init__(
         self,
         *,
-        learning_rate: float = 0.5,
+        learning_rate: float = 1.0,
         memory: float = 5000.0,
         width: float = 0.5,
         prior: float = 0.03,
