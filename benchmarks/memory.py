@@ -26,7 +26,7 @@ import click
 import msgspec
 from commit import context, make_ads
 
-from banditads import events
+from banditads import events, policies
 from banditads.choosing import Request
 from banditads.engine import Engine
 from banditads.events import Ad
@@ -54,8 +54,8 @@ def rows(quick: bool) -> list[tuple[str, ...]]:
     return found
 
 
-def _engine(n_ads: int, policy: str = "uniform", **options: int) -> Engine:
-    engine = Engine(State(policy, options), connect("file:" + mkdtemp(), fsync="everysec"), ids=EventIds(KEY))
+def _engine(n_ads: int) -> Engine:
+    engine = Engine(State("uniform"), connect("file:" + mkdtemp(), fsync="everysec"), ids=EventIds(KEY))
     engine.put_ads(make_ads(n_ads))
     return engine
 
@@ -81,8 +81,9 @@ def weigh_ads(count: int) -> float:
 
 def weigh_kept(count: int) -> float:
     """Bytes of an ad that the policy `vw` keeps ready."""
-    engine = _engine(count // 10, "vw", kept_ads=count)
-    return _weigh(lambda: engine.predict(Request(context(1))), count // 10)
+    policy, ads = policies.make("vw", kept_ads=count), make_ads(count // 10)
+    policy.pmf(context(1), ads[:1])
+    return _weigh(lambda: policy.pmf(context(1), ads), count // 10)  # asked itself: it keeps all of them
 
 
 def weigh_waiting(n_ads: int, count: int) -> float:
