@@ -44,7 +44,7 @@ from .errors import (
 
 log = logging.getLogger(__name__)
 
-Scope = Literal["choose", "reward", "admin"]
+Scope = Literal["choose", "reward", "users", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 MAX_KEYS = 1000
 MAX_FILE = 2**20  # bytes

@@ -15,8 +15,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from banditads import api
 from banditads.choosing import Request
 from banditads.errors import DiskFailure, Unavailable
+from banditads.signing import Pseudonyms
 
 JSON = {"Content-Type": "application/json"}
+PSEUDONYM = Pseudonyms(b"k" * 32)
 
 
 class Reply:
@@ -38,7 +40,7 @@ class Site:
     """A client of an application, without sockets."""
 
     def __init__(self, engine, keys=None):
-        self.engine, self.app = engine, api.build(engine, keys)
+        self.engine, self.app = engine, api.build(engine, keys, pseudonym=PSEUDONYM)
 
     def __call__(self, method, url, body=None, **headers):
         path, _, query = url.partition("?")
@@ -81,7 +83,7 @@ def test_choose_answers_what_is_documented(site):
     }  # fmt: skip
     choice = site.engine.state.joiner.open["e1"].choice
     assert choice.context == {"device": "mobile", "placement": "home"}
-    assert choice.user_id == "u1"
+    assert choice.user_id == PSEUDONYM("u1")
 
 
 def test_get_and_post_ask_the_same(site):

@@ -1,0 +1,157 @@
+"""The people who visit: /users/{id}, what they did, and many of both at once.
+
+An id becomes a pseudonym before anything else sees it, and no reply says an id again.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from .. import parsing, users
+from ..errors import Unknown
+from ..parsing import (
+    MAX_LISTED,
+    ActBody,
+    ListedAct,
+    ListedUser,
+    UserBody,
+    check_act,
+    check_id,
+    check_listed,
+    check_user,
+)
+from .catalog import JSON_LINES
+
+MAX_BULK = 4 * 2**20  # bytes of many users, or of what they did
+MANY = Meta(extra_json_schema={"minItems": 1, "maxItems": MAX_LISTED})
+
+
+class ProfileReply(msgspec.Struct):
+    """All that is kept of a user, and what of it decisions are made from now. Times are in seconds."""
+
+    consent: bool
+    profile: users.Known
+    features: dict[str, str | float]
+
+
+class UsersReply(msgspec.Struct):
+    """How many users consent and were taken down; `offset` is null if nothing had to change."""
+
+    users: int
+    offset: int | None
+
+
+class ActsReply(msgspec.Struct):
+    """How many acts were taken down: those of users who consent. `offset` is null if there are none."""
+
+    acts: int
+    offset: int | None
+
+
+class ErasedReply(msgspec.Struct):
+    """Where it stands in the journal that the user is to be forgotten."""
+
+    offset: int
+
+
+def mount(routes, engine) -> None:  # noqa: D103
+    def user(id: str, field: str = "id") -> str:
+        return routes.pseudonym(check_id(id, field))
+
+    def put(known: dict[str, Any]) -> UsersReply:
+        offset = engine.put_users(known)
+        return UsersReply(sum(each is not None for each in known.values()), offset)
+
+    @routes.add("PUT", "/users/{id}", scope="users", body=UserBody, reply=UsersReply)
+    def put_user(call):
+        """Say what is known of a user, or replace it. Without consent nothing is kept, and the past goes."""
+        return put({user(call.id): check_user(call.body, "")})
+
+    @routes.add(
+        "GET",
+        "/users/{id}",
+        scope="users",
+        reply=ProfileReply,
+        statuses={404: "Nothing is kept: unknown, without consent, erased or forgotten."},
+    )
+    def get_user(call):
+        """Everything that is kept of a user, and what of it is used."""
+        name = user(call.id)
+        with engine.lock:
+            at = engine.clock()
+            known = engine.state.users.known(name, at)
+            features = engine.state.users.features(name, at)
+        if known is None:
+            raise Unknown("nothing is kept of this user", "id")
+        return ProfileReply(True, known, features)
+
+    @routes.add("DELETE", "/users/{id}", scope="users", reply=ErasedReply)
+    def delete_user(call):
+        """Forget a user: profile, history and exposure, at once."""
+        return ErasedReply(engine.erase(user(call.id)))
+
+    @routes.add(
+        "POST",
+        "/users/{id}/events",
+        scope="users",
+        body=bytes,
+        shape=ActBody | Annotated[list[ActBody], MANY],
+        reply=ActsReply,
+        media=(parsing.JSON, *JSON_LINES),
+        limit=MAX_BULK,
+    )
+    def post_acts(call):
+        """Say what a user did: one act, an array, or JSON Lines; all of it or nothing."""
+        name, lines, raw = user(call.id), call.media in JSON_LINES, call.body
+        if not lines and raw.lstrip()[:1] == b"{":
+            raw = b"[" + raw + b"]"
+        check = partial(check_act, now=engine.now())
+        return ActsReply(
+            *engine.act({name: check_listed(raw, lines, ActBody, check, what="act", most=MAX_LISTED)})
+        )
+
+    @routes.add(
+        "POST",
+        "/users",
+        scope="users",
+        body=bytes,
+        shape=Annotated[list[ListedUser], MANY],
+        reply=UsersReply,
+        media=(parsing.JSON, *JSON_LINES),
+        limit=MAX_BULK,
+    )
+    def post_users(call):
+        """Say what is known of many users, as an array or as JSON Lines; if one comes twice, the last."""
+
+        def check(body, field):
+            return user(body.id, f"{field}.id"), check_user(body, field)
+
+        lines = call.media in JSON_LINES
+        return put(dict(check_listed(call.body, lines, ListedUser, check, what="user", most=MAX_LISTED)))
+
+    @routes.add(
+        "POST",
+        "/events",
+        scope="users",
+        body=bytes,
+        shape=Annotated[list[ListedAct], MANY],
+        reply=ActsReply,
+        media=(parsing.JSON, *JSON_LINES),
+        limit=MAX_BULK,
+    )
+    def post_events(call):
+        """Say what many users did, as an array or as JSON Lines, each with its `user`."""
+        now = engine.now()
+
+        def check(body, field):
+            return user(body.user, f"{field}.user"), check_act(body, field, now)
+
+        acts = {}
+        lines = call.media in JSON_LINES
+        for name, act in check_listed(call.body, lines, ListedAct, check, what="act", most=MAX_LISTED):
+            acts.setdefault(name, []).append(act)
+        return ActsReply(*engine.act(acts))
