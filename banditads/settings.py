@@ -52,7 +52,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         str,
         Meta(
             description="Secret that signs event ids and snapshots, and makes pseudonyms of users' ids; made "
-            "at the first start. Must lie outside the data directory. Empty: beside it, with `.key` appended to its name."
+            "at the first start. Must lie outside the data directory. Empty: beside it, with `.key` appended "
+            "to its name."
         ),
     ] = ""
     keys_file: Annotated[
