@@ -24,7 +24,7 @@ from .client import Client
 from .engine import Engine
 from .errors import Invalid, Misconfigured
 from .events import Act
-from .parsing import ActBody, UserBody, check_act, check_id, check_user
+from .parsing import ActBody, UserBody, check_act, check_user, check_user_id
 from .users import KINDS
 
 Row: TypeAlias = dict[str, Any]
@@ -261,7 +261,7 @@ def _take(
                 if isinstance(row, str):
                     raise Invalid(row)
                 name = _word(row.get(user))
-                yield check_id(name, user), body(row)
+                yield check_user_id(name, user), body(row)
             except Invalid as error:
                 reason = f"{error.field}: {error.message}" if error.field else error.message
                 reasons[reason if reason in reasons or len(reasons) < MAX_REASONS else "another"] += 1

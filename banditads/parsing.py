@@ -137,6 +137,13 @@ def check_id(text: str, field: str) -> str:
     return text
 
 
+def check_user_id(text: str, field: str) -> str:
+    """The id of a user: one that its own route can be asked for."""
+    if text.endswith("/events"):
+        raise Invalid("may not end in /events", field)
+    return check_id(text, field)
+
+
 def check_ad(body: AdBody, field: str) -> Ad:
     """An ad, checked and cleaned. Raises `Invalid`, naming the field."""
     check_id(body.id, f"{field}.id")

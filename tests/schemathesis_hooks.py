@@ -36,6 +36,7 @@ BEYOND_SCHEMA = (
     ("more than 16 attributes", "attributes"),  # nested names are joined, and each word of a list is one
     ("a name is longer", "attributes"),
     ("has no name", "query"),
+    ("may not end in /events", ""),
     ("a day ahead of the server's clock", "at"),
     ("Expected `int`, got `float`", "slots"),  # 1.0 is an integer to JSON Schema, and not in MessagePack
 )

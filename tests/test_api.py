@@ -528,6 +528,14 @@ def test_a_user_is_put_acts_is_shown_and_erased(site, clock):
         assert b"anna" not in reply.raw
 
 
+def test_what_stands_after_the_id_is_a_route_of_its_own(site):
+    for method in ("GET", "PUT", "DELETE", "PATCH"):
+        reply = site(method, "/users/a%2Fb/events")
+        assert (reply.status, reply.headers["allow"]) == (405, "POST, OPTIONS")
+    assert site("POST", "/users/events").status == 405
+    assert site("PUT", "/users/events", {}).status == 200
+
+
 LINES = {"CONTENT_TYPE": "application/x-ndjson"}
 
 
@@ -558,6 +566,8 @@ def test_consent_taken_back_drops_the_past_and_without_it_nothing_is_kept(site):
     [
         ("PUT", "/users/" + "u" * 129, {}, "id"),
         ("PUT", "/users/%0A", {}, "id"),
+        ("POST", "/users", [{"id": "a/events"}], "[0].id"),  # whose routes nobody could ask for
+        ("POST", "/choose", {"user_id": "a/events"}, "user_id"),
         ("PUT", "/users/u", {"consent": "yes"}, "consent"),
         ("PUT", "/users/u", {"name": "x"}, "name"),
         ("PUT", "/users/u", {"attributes": {"x": [1]}}, "attributes.x"),

@@ -296,20 +296,20 @@ class _Edge:
     """Lets an id hold a slash.
 
     The server has unquoted the path already, so what follows a route's prefix is quoted again before routing,
-    but for what stands after the id in a route of this method.
+    but for what a route has after the id; no id may end so.
     """
 
     def __init__(self, application, routes: Routes) -> None:
         self.application, self.routes = application, routes
-        around = [(route.method, *route.path.split("{id}")) for route in routes.all if "{id}" in route.path]
-        self.prefixes = tuple({prefix for _, prefix, _ in around})
-        self.suffixes = {(method, prefix): suffix for method, prefix, suffix in around}
+        around = {tuple(route.path.split("{id}")) for route in routes.all if "{id}" in route.path}
+        self.prefixes = tuple({prefix for prefix, _ in around})
+        self.suffixes = {prefix: suffix for prefix, suffix in around if suffix}  # at most one each
 
     def __call__(self, environ, start_response):
         path = environ["PATH_INFO"]
         if path.startswith(self.prefixes):
             prefix = next(each for each in self.prefixes if path.startswith(each))
-            suffix = self.suffixes.get((environ["REQUEST_METHOD"], prefix), "")
+            suffix = self.suffixes.get(prefix, "")
             suffix = suffix if path.endswith(suffix) and len(path) > len(prefix + suffix) else ""
             rest = path[len(prefix) : len(path) - len(suffix)]
             rest = rest.encode("latin-1", "surrogateescape")  # WSGI strings carry bytes

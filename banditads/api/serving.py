@@ -14,7 +14,7 @@ from ..choosing import Request
 from ..errors import Invalid
 from ..events import Ad, Unfilled
 from ..features import clean
-from ..parsing import Id, ListedAd, MaybeId, Named, check_ad, check_id
+from ..parsing import Id, ListedAd, MaybeId, Named, check_ad, check_id, check_user_id
 from .tracking import trusted
 
 MAX_INLINE = 1000  # inline candidates of one request
@@ -228,7 +228,7 @@ def _request(body: ChooseBody, pseudonym: Callable[[str], str]) -> Request:
         ]
     return Request(
         clean(body.context),
-        pseudonym(check_id(body.user_id, "user_id")) if body.user_id else "",
+        pseudonym(check_user_id(body.user_id, "user_id")) if body.user_id else "",
         check_id(body.placement, "placement") if body.placement else "",
         check_id(body.request_id, "request_id") if body.request_id else "",
         None if ads is None else tuple(ads),

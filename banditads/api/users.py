@@ -20,9 +20,9 @@ from ..parsing import (
     ListedUser,
     UserBody,
     check_act,
-    check_id,
     check_listed,
     check_user,
+    check_user_id,
 )
 from .catalog import JSON_LINES
 
@@ -60,7 +60,7 @@ class ErasedReply(msgspec.Struct):
 
 def mount(routes, engine) -> None:  # noqa: D103
     def user(id: str, field: str = "id") -> str:
-        return routes.pseudonym(check_id(id, field))
+        return routes.pseudonym(check_user_id(id, field))
 
     def put(known: dict[str, Any]) -> UsersReply:
         offset = engine.put_users(known)
