@@ -792,7 +792,7 @@ def test_without_a_key_no_body_is_waited_for(start, tmp_path):
 
 def test_neither_a_key_nor_a_visitors_id_is_in_any_log(start, tmp_path):
     folder, private = tmp_path / "data", "very-private"
-    may = made(folder, "--scope", "choose", "--scope", "reward")
+    may = made(folder, "--scope", "choose", "--scope", "reward", "--scope", "users")
     slow, admin = made(folder, "--scope", "choose", "--rate", "0.001"), made(folder, "--scope", "admin")
     server = start("--policy", "uniform")
     asked = f"/choose?user_id={private}"
@@ -804,6 +804,13 @@ def test_neither_a_key_nor_a_visitors_id_is_in_any_log(start, tmp_path):
         status(server, "GET", f"{asked}&event_id={private}&device={private}&x={private}&x=1", may),  # 400
         status(server, "POST", "/choose", may, {"user_id": private, "context": {private: [1]}}),
         status(server, "POST", "/choose", may, {private: may}),
+        status(server, "PUT", f"/users/{private}", may, {"consent": True, "attributes": {"a": private}}),
+        status(server, "PUT", f"/users/{private}", may, {"attributes": {private: [1]}}),
+        status(server, "POST", f"/users/{private}/events", may, {"kind": private, "at": 1e30}),
+        status(
+            server, "POST", "/events", may, [{"user": private, "kind": private}, {"user": private + "\n"}]
+        ),
+        status(server, "DELETE", f"/users/{private}", may),
         status(server, "GET", asked),  # 401
         status(server, "GET", asked, private),
         status(server, "GET", f"{asked}&token={may}", may[:-1]),

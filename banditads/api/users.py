@@ -12,7 +12,6 @@ import msgspec
 from msgspec import Meta
 
 from .. import parsing, users
-from ..errors import Unknown
 from ..parsing import (
     MAX_LISTED,
     ActBody,
@@ -31,10 +30,13 @@ MANY = Meta(extra_json_schema={"minItems": 1, "maxItems": MAX_LISTED})
 
 
 class ProfileReply(msgspec.Struct):
-    """All that is kept of a user, and what of it decisions are made from now. Times are in seconds."""
+    """All that is kept of a user, and what of it decisions are made from now. Times are in seconds.
+
+    `profile` is null of whom nothing is kept: unknown, without consent, erased or forgotten.
+    """
 
     consent: bool
-    profile: users.Known
+    profile: users.Known | None
     features: dict[str, str | float]
 
 
@@ -62,6 +64,10 @@ def mount(routes, engine) -> None:  # noqa: D103
     def user(id: str, field: str = "id") -> str:
         return routes.pseudonym(check_user_id(id, field))
 
+    def listed(call, kind, check, what: str) -> list[Any]:
+        lines = call.media in JSON_LINES
+        return check_listed(call.body, lines, call.media, kind, check, what=what, most=MAX_LISTED)
+
     def put(known: dict[str, Any]) -> UsersReply:
         offset = engine.put_users(known)
         return UsersReply(sum(each is not None for each in known.values()), offset)
@@ -71,23 +77,15 @@ def mount(routes, engine) -> None:  # noqa: D103
         """Say what is known of a user, or replace it. Without consent nothing is kept, and the past goes."""
         return put({user(call.id): check_user(call.body, "")})
 
-    @routes.add(
-        "GET",
-        "/users/{id}",
-        scope="users",
-        reply=ProfileReply,
-        statuses={404: "Nothing is kept: unknown, without consent, erased or forgotten."},
-    )
+    @routes.add("GET", "/users/{id}", scope="users", reply=ProfileReply)
     def get_user(call):
-        """Everything that is kept of a user, and what of it is used."""
+        """Everything that is kept of a user, and what of it is used: nothing of one who does not consent."""
         name = user(call.id)
         with engine.lock:
             at = engine.clock()
             known = engine.state.users.known(name, at)
             features = engine.state.users.features(name, at)
-        if known is None:
-            raise Unknown("nothing is kept of this user", "id")
-        return ProfileReply(True, known, features)
+        return ProfileReply(known is not None, known, features)
 
     @routes.add("DELETE", "/users/{id}", scope="users", reply=ErasedReply)
     def delete_user(call):
@@ -101,18 +99,17 @@ def mount(routes, engine) -> None:  # noqa: D103
         body=bytes,
         shape=ActBody | Annotated[list[ActBody], MANY],
         reply=ActsReply,
-        media=(parsing.JSON, *JSON_LINES),
+        media=(parsing.JSON, parsing.MSGPACK, *JSON_LINES),
         limit=MAX_BULK,
     )
     def post_acts(call):
         """Say what a user did: one act, an array, or JSON Lines; all of it or nothing."""
-        name, lines, raw = user(call.id), call.media in JSON_LINES, call.body
-        if not lines and raw.lstrip()[:1] == b"{":
-            raw = b"[" + raw + b"]"
-        check = partial(check_act, now=engine.now())
-        return ActsReply(
-            *engine.act({name: check_listed(raw, lines, ActBody, check, what="act", most=MAX_LISTED)})
-        )
+        name, check = user(call.id), partial(check_act, now=engine.now())
+        if call.media not in JSON_LINES:
+            body = parsing.decode(call.body, ActBody | list[msgspec.Raw], call.media)
+            if isinstance(body, ActBody):
+                return ActsReply(*engine.act({name: [check(body, "")]}))
+        return ActsReply(*engine.act({name: listed(call, ActBody, check, "act")}))
 
     @routes.add(
         "POST",
@@ -121,7 +118,7 @@ def mount(routes, engine) -> None:  # noqa: D103
         body=bytes,
         shape=Annotated[list[ListedUser], MANY],
         reply=UsersReply,
-        media=(parsing.JSON, *JSON_LINES),
+        media=(parsing.JSON, parsing.MSGPACK, *JSON_LINES),
         limit=MAX_BULK,
     )
     def post_users(call):
@@ -130,8 +127,7 @@ def mount(routes, engine) -> None:  # noqa: D103
         def check(body, field):
             return user(body.id, f"{field}.id"), check_user(body, field)
 
-        lines = call.media in JSON_LINES
-        return put(dict(check_listed(call.body, lines, ListedUser, check, what="user", most=MAX_LISTED)))
+        return put(dict(listed(call, ListedUser, check, "user")))
 
     @routes.add(
         "POST",
@@ -140,7 +136,7 @@ def mount(routes, engine) -> None:  # noqa: D103
         body=bytes,
         shape=Annotated[list[ListedAct], MANY],
         reply=ActsReply,
-        media=(parsing.JSON, *JSON_LINES),
+        media=(parsing.JSON, parsing.MSGPACK, *JSON_LINES),
         limit=MAX_BULK,
     )
     def post_events(call):
@@ -151,7 +147,6 @@ def mount(routes, engine) -> None:  # noqa: D103
             return user(body.user, f"{field}.user"), check_act(body, field, now)
 
         acts = {}
-        lines = call.media in JSON_LINES
-        for name, act in check_listed(call.body, lines, ListedAct, check, what="act", most=MAX_LISTED):
+        for name, act in listed(call, ListedAct, check, "act"):
             acts.setdefault(name, []).append(act)
         return ActsReply(*engine.act(acts))
