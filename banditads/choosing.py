@@ -18,7 +18,7 @@ from .state import State
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What somebody asks for, checked and cleaned.
+    """What somebody asks for, checked and cleaned. `user_id` is a pseudonym.
 
     `ads` are the only candidates, as ids from the catalog or with features of their own; None means the
     whole catalog.
@@ -57,9 +57,14 @@ def spread(
 
     If more than `max_scored` ads of the catalog are eligible, so many `proposals` of them are the candidates,
     and which they are depends on the event id. A prediction has none: its dice are those of the id "".
+
+    What is known of the user is part of the context; of a name that the request gives too, the request's
+    value counts.
     """
     among = None if request.ads is None else _named(state, request.ads)
     context = request.context
+    if request.user_id and (known := state.users.features(request.user_id, at)):
+        context = dict(sorted((known | context).items()))
     if request.placement:
         if "placement" in context:
             raise Invalid("given in the context too", "placement")

@@ -1,4 +1,4 @@
-"""The `banditads` command: serve, key, demo, replay, verify, export. Each parses, calls one thing, prints.
+"""The `banditads` command: serve, key, demo, replay, verify, export, import. Each parses, calls one, prints.
 
 Every setting is a flag of `serve`, made from `settings.py`; exit codes come from the one table below. What
 takes long to import is imported by the command that needs it, so that `--help` is quick.
@@ -344,8 +344,90 @@ def export(source: str, parquet: Path | None, dsjson: Path | None) -> None:
             click.echo(f"{count} decisions in {path}")
 
 
+@command.group("import")
+def import_() -> None:
+    """Take users, or what they did, from CSV, JSON Lines or Parquet files.
+
+    Writes into a data directory that no server holds or, with --url, to a running server. Importing the same
+    users twice changes nothing; importing the same events twice counts them twice.
+    """
+
+
+def _import_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Where an import goes to; the command gets it as `target`."""
+
+    @click.option("--data-dir", metavar="DIR", help="Directory to write into. [default: banditads-data]")
+    @click.option("--key-file", metavar="FILE", help="Secret of the server. [default: DIR.key]")
+    @click.option("--config", envvar="BANDITADS_CONFIG", default="", metavar="FILE", help="Its settings.")
+    @click.option("--url", default="", help="Send it to the server there instead.")
+    @click.option("--key", envvar="KEY", default="", help="Its API key, of scope `users`; or $KEY.")
+    @click.option("--user", metavar="COLUMN", help="Column of the user's id.")
+    @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+    @wraps(function)
+    def command(
+        config: str, data_dir: str | None, key_file: str | None, url: str, key: str, **given: Any
+    ) -> None:
+        flags = {"data_dir": data_dir, "key_file": key_file}
+        found = settings.load(config, os.environ, {name: each for name, each in flags.items() if each})
+        with _taker(found, url, key) as taker, _progress(f"reading {given['file']}", None) as advance:
+            from . import importing
+
+            for line in importing.lines(function(taker=taker, progress=advance, now=time.time(), **given)):
+                click.echo(line)
+
+    return command
+
+
 @contextmanager
-def _progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def _taker(found: settings.Settings, url: str, key: str) -> Iterator[Any]:
+    """Where an import goes to."""
+    from . import importing
+    from .client import Client, Failed
+
+    if url:
+        try:
+            with Client(url, timeout=60.0, key=key) as client:
+                yield importing.Server(client)
+        except (Failed, ValueError) as error:
+            raise errors.Unavailable(f"the server did not take it: {error}") from None
+        return
+    from . import server
+    from .directory import read_config
+    from .state import State
+
+    config = read_config(Path(found.data_dir))
+    with server.opened(found, State.of(config) if config else None) as engine:
+        yield importing.Directory(engine, server.pseudonyms(found))
+
+
+@import_.command("users")
+@_import_options
+@click.option("--consent", is_flag=True, help="All of them consent to what is kept of them.")
+@click.option("--consent-column", metavar="COLUMN", help="Column that says who does: yes or no.")
+@click.option("--word", "words", multiple=True, metavar="COLUMN", help="Column of numbers that are names.")
+def import_users(user: str | None, consent_column: str | None, **given: Any) -> Any:
+    """Users: a row each, with their id, whether they consent, and attributes."""
+    from . import importing
+
+    return importing.users(names=importing.Names(user=user, consent=consent_column), **given)
+
+
+@import_.command("events")
+@_import_options
+@click.option("--time", metavar="COLUMN", help="Column of the time: seconds, milliseconds or ISO 8601.")
+@click.option("--item", metavar="COLUMN", help="Column of the item.")
+@click.option("--category", metavar="COLUMN", help="Column of the item's category.")
+@click.option("--kind", metavar="COLUMN", help="Column of what was done; where there is none, it is a view.")
+@click.option("--amount", metavar="COLUMN", help="Column of the amount.")
+def import_events(file: Path, taker: Any, now: float, progress: Any, **names: Any) -> Any:
+    """What users did: a row each. Columns that have usual names are found without being named."""
+    from . import importing
+
+    return importing.acts(file, taker, importing.Names(**names), now=now, progress=progress)
+
+
+@contextmanager
+def _progress(what: str, total: int | None) -> Iterator[Callable[..., None]]:
     """A bar on standard error, where that is a terminal."""
     from rich.console import Console
     from rich.progress import Progress
@@ -353,4 +435,4 @@ def _progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda amount: bar.advance(task, amount)
+        yield lambda amount, total=None: bar.update(task, advance=amount, total=total)

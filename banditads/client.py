@@ -52,6 +52,14 @@ class Client:
         """Say what a choice was worth. Once this returns, the server has written it down."""
         self._post("/reward", {"event_id": event_id, "reward": reward}, lambda said: said["status"])
 
+    def put_users(self, users: list[dict[str, Any]]) -> int:
+        """Say what is known of users, as `POST /users` takes them; how many of them consent."""
+        return self._post("/users", users, lambda said: int(said["users"]))
+
+    def act(self, acts: list[dict[str, Any]]) -> int:
+        """Say what users did, as `POST /events` takes it; how much of it was taken down."""
+        return self._post("/events", acts, lambda said: int(said["acts"]))
+
     def close(self) -> None:
         """Give the connection back."""
         self._session.close()
@@ -62,7 +70,7 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _post(self, path: str, body: dict[str, Any], read: Callable[[Any], Said]) -> Said:
+    def _post(self, path: str, body: Any, read: Callable[[Any], Said]) -> Said:
         """What was looked for in the JSON of a 200."""
         try:
             reply = self._session.post(f"{self.url}{path}", json=body, timeout=self.timeout)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from itertools import islice
+from typing import NamedTuple, Protocol, TypeVar
 
 from . import diagnosis, events, replay
 from .choosing import Request, Slate, choose, spread
 from .diagnosis import Alarm
 from .errors import Conflict, Damaged, DiskFailure, Expired, Invalid, Refused, Unavailable, Unknown
-from .events import Ad, Chosen, Unfilled
+from .events import Act, Ad, Chosen, Event, Features, Unfilled
 from .forking import Copy
 from .joiner import Done, Status
 from .journal import Journal
@@ -28,6 +29,8 @@ from .state import State
 log = logging.getLogger(__name__)
 
 LATE = "the reward came after its window: written down, not learned from"
+AT_ONCE = 100  # users told of while everybody else waits: about a millisecond
+Said = TypeVar("Said")
 
 
 class Receipt(NamedTuple):
@@ -288,6 +291,71 @@ class Engine:
                 raise Unknown(f"there is no ad {ad_id!r}", "id")
             offset = self._record(events.AdRemoved(self.clock(), ad_id))
         self.journal.sync(offset)
+        return offset
+
+    def put_users(self, known: Mapping[str, Features | None]) -> int | None:
+        """Say what is known of users, or replace it; None of one who does not consent, whose past goes too.
+
+        Users are pseudonyms. Returns when that is durable: the newest offset, None if nothing had to change.
+        """
+
+        def put(at: float, user: str, attributes: Features | None) -> Event | None:
+            if attributes is None and user not in self.state.users.profiles:
+                return None  # nothing is known, and not even that is written down
+            return events.UserPut(at, user, attributes or {}, consent=attributes is not None)
+
+        return self._record_each(known, put)
+
+    def act(self, acts: Mapping[str, Sequence[Act]]) -> tuple[int, int | None]:
+        """Take down what users did: how many acts, and the newest offset. Returns when that is durable.
+
+        Of a user without consent nothing is taken down. What one user did is one event, all or nothing.
+        """
+        kept = 0
+
+        def acted(at: float, user: str, done: Sequence[Act]) -> Event | None:
+            nonlocal kept
+            if user not in self.state.users.profiles:
+                return None
+            kept += len(done)
+            return events.UserActed(at, user, tuple(done))
+
+        offset = self._record_each(acts, acted)
+        return kept, offset
+
+    def now(self) -> float:
+        """Seconds since the epoch, by the clock that events get their time from."""
+        with self.lock:
+            return self.clock()
+
+    def erase(self, user: str) -> int:
+        """Forget a user, known or not: what was decided for them may be written down. Durable on return."""
+        with self.lock:
+            offset = self._record(events.UserErased(self.clock(), user))
+        self.journal.sync(offset)
+        return offset
+
+    def _record_each(
+        self, said: Mapping[str, Said], event: Callable[[float, str, Said], Event | None]
+    ) -> int | None:
+        """Record an event for each user of whom there is one to record; the newest offset, once durable."""
+        offset, users, count = None, iter(said.items()), 0
+        try:
+            while some := list(islice(users, AT_ONCE)):
+                with self.lock:
+                    at = self.clock()
+                    for user, each in some:
+                        if made := event(at, user, each):
+                            offset = self._record(made)
+                        count += 1
+        except Unavailable as error:
+            if not count:
+                raise
+            raise Unavailable(
+                f"only the first {count} users of this request were written down: {error}"
+            ) from error
+        if offset is not None:
+            self.journal.sync(offset)
         return offset
 
     def tick(self) -> bool:

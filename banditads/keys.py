@@ -44,7 +44,7 @@ from .errors import (
 
 log = logging.getLogger(__name__)
 
-Scope = Literal["choose", "reward", "admin"]
+Scope = Literal["choose", "reward", "users", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 MAX_KEYS = 1000
 MAX_FILE = 2**20  # bytes
@@ -60,7 +60,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: Annotated[str, Meta(pattern="^[0-9a-f]{12}$")]
     hash: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     name: Annotated[str, Meta(max_length=64)]
-    scopes: Annotated[tuple[Scope, ...], Meta(min_length=1, max_length=3)]
+    scopes: Annotated[tuple[Scope, ...], Meta(min_length=1, max_length=4)]
     rate: Annotated[float, Meta(ge=0, le=MAX_RATE)]
     created: float
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import isfinite
 from typing import Annotated, Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
@@ -19,13 +19,20 @@ import msgspec
 from msgspec import Meta
 
 from .errors import Invalid
-from .events import Ad
+from .events import Act, Ad, Features
 from .features import MAX_FEATURES, clean
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 JSON, MSGPACK = "application/json", "application/msgpack"
 MAX_ID = 128  # characters
+MAX_WORD = 64  # characters of what a profile may hold a few of: kinds, items, categories, attributes' names
+MAX_ATTRIBUTES = 16  # of a user
+MAX_ATTRIBUTES_BYTES = 1024  # of all of them, packed
+MAX_AMOUNT = 1e9
+MAX_LISTED = 10_000  # users or acts of one request
+AHEAD = 86400.0  # seconds; whoever says that something will be done later than that has mixed up units
 MAX_ADS = 100_000  # at once, and in a catalog
 MAX_CREATIVE = 16 * 2**10  # bytes
 MAX_URL = 2048  # characters
@@ -36,6 +43,9 @@ PRINTABLE = r"^[^\x00-\x1f\x7f-\xa0\xad]*$"
 SHORT = {"maxLength": MAX_ID, "pattern": PRINTABLE}
 MaybeId: TypeAlias = Annotated[str, Meta(extra_json_schema=SHORT)]
 Id: TypeAlias = Annotated[str, Meta(extra_json_schema=SHORT | {"minLength": 1})]
+NAME = SHORT | {"maxLength": MAX_WORD}
+MaybeName: TypeAlias = Annotated[str, Meta(extra_json_schema=NAME)]
+Name: TypeAlias = Annotated[str, Meta(extra_json_schema=NAME | {"minLength": 1})]
 Named: TypeAlias = Annotated[dict[Id, Any], Meta(extra_json_schema={"maxProperties": MAX_FEATURES})]
 Url: TypeAlias = Annotated[
     str, Meta(extra_json_schema={"maxLength": MAX_URL, "pattern": "^(https?://[!-~]+)?$"})
@@ -57,6 +67,38 @@ class AdBody(msgspec.Struct, forbid_unknown_fields=True):
 
 class ListedAd(AdBody, forbid_unknown_fields=True, kw_only=True):
     """An ad among others: in a request, or as a line of a catalog file."""
+
+    id: Id
+
+
+class ActBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Something that a user did: view, search, like, cart, purchase, or anything else.
+
+    `at` is in seconds since the epoch; without it, it is done now.
+    """
+
+    kind: Name
+    item: MaybeName = ""
+    category: MaybeName = ""
+    amount: Annotated[float, Meta(extra_json_schema={"minimum": -MAX_AMOUNT, "maximum": MAX_AMOUNT})] = 0.0
+    at: Annotated[float, Meta(extra_json_schema={"minimum": 0})] | None = None
+
+
+class ListedAct(ActBody, forbid_unknown_fields=True, kw_only=True):
+    """Something that a user did, among what others did."""
+
+    user: Id
+
+
+class UserBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What is known of a user. Without consent nothing is kept, and what was kept goes."""
+
+    attributes: Annotated[dict[Name, Any], Meta(extra_json_schema={"maxProperties": MAX_ATTRIBUTES})] = {}
+    consent: bool = False
+
+
+class ListedUser(UserBody, forbid_unknown_fields=True, kw_only=True):
+    """A user among others."""
 
     id: Id
 
@@ -95,6 +137,13 @@ def check_id(text: str, field: str) -> str:
     return text
 
 
+def check_user_id(text: str, field: str) -> str:
+    """The id of a user: one that its own route can be asked for."""
+    if text.endswith("/events"):
+        raise Invalid("may not end in /events", field)
+    return check_id(text, field)
+
+
 def check_ad(body: AdBody, field: str) -> Ad:
     """An ad, checked and cleaned. Raises `Invalid`, naming the field."""
     check_id(body.id, f"{field}.id")
@@ -124,22 +173,65 @@ def check_ad(body: AdBody, field: str) -> Ad:
 
 def check_ads(raw: bytes, lines: bool, media: str = JSON) -> list[Ad]:
     """Ads of an array or of JSON Lines. Raises `Invalid`, naming the first bad one."""
-    if lines:
-        found = [(f"line {n}: ", line) for n, line in enumerate(raw.splitlines(), 1) if line.strip()]
-    else:  # one by one: as a whole, 100,000 take half a second in which no other thread runs
-        found = [(f"[{n}].", bytes(each)) for n, each in enumerate(decode(raw, list[msgspec.Raw], media))]
-    ads = []
-    for where, each in in_slices(found):
-        try:
-            ads.append(check_ad(decode(each, ListedAd, JSON if lines else media), "ad" if lines else ""))
-        except Invalid as error:
-            raise Invalid(error.message, where + error.field.lstrip(".")) from None
+    ads = check_listed(raw, lines, media, ListedAd, check_ad, what="ad", most=MAX_ADS)
     ids = Counter(ad.id for ad in ads)
     if len(ids) < len(ads):
         raise Invalid(f"the id {ids.most_common(1)[0][0]!r} is given twice", "id")
-    if not 1 <= len(ads) <= MAX_ADS:
-        raise Invalid(f"give between 1 and {MAX_ADS} ads", "body")
     return ads
+
+
+def check_listed(
+    raw: bytes, lines: bool, media: str, kind: type[S], check: Callable[[S, str], T], *, what: str, most: int
+) -> list[T]:
+    """What `check` makes of each body of an array or of JSON Lines. Raises `Invalid`, with the place."""
+    if lines:
+        bodies = [(f"line {n}: ", line) for n, line in enumerate(raw.splitlines(), 1) if line.strip()]
+    else:  # one by one: as a whole, 100,000 take half a second in which no other thread runs
+        bodies = [(f"[{n}].", bytes(each)) for n, each in enumerate(decode(raw, list[msgspec.Raw], media))]
+    found = []
+    for where, each in in_slices(bodies):
+        try:
+            found.append(check(decode(each, kind, JSON if lines else media), what if lines else ""))
+        except Invalid as error:
+            raise Invalid(error.message, where + error.field.lstrip(".")) from None
+    if not 1 <= len(found) <= most:
+        raise Invalid(f"give between 1 and {most} {what}s", "body")
+    return found
+
+
+def check_act(body: ActBody, field: str, now: float) -> Act:
+    """An act, checked. Raises `Invalid`, naming the field."""
+    _check_word(body.kind, f"{field}.kind")
+    for name, text in (("item", body.item), ("category", body.category)):
+        if text:
+            _check_word(text, f"{field}.{name}")
+    if not abs(body.amount) <= MAX_AMOUNT:  # NaN too
+        raise Invalid(f"must be between -{MAX_AMOUNT:g} and {MAX_AMOUNT:g}", f"{field}.amount")
+    if body.at is not None and not 0 <= body.at <= now + AHEAD:
+        raise Invalid(
+            "must be seconds since the epoch, and not more than a day ahead of the server's clock",
+            f"{field}.at",
+        )
+    return Act(body.kind, body.item, body.category, body.amount, now if body.at is None else body.at)
+
+
+def check_user(body: UserBody, field: str) -> Features | None:
+    """What is known of a user, cleaned; None if that may not be kept. Raises `Invalid`, naming the field."""
+    where = f"{field}.attributes" if field else "attributes"
+    found = clean(body.attributes, where)
+    if len(found) > MAX_ATTRIBUTES:
+        raise Invalid(f"more than {MAX_ATTRIBUTES} attributes", where)
+    for name in found:
+        if len(name) > MAX_WORD:
+            raise Invalid(f"a name is longer than {MAX_WORD} characters", where)
+    if len(msgspec.msgpack.encode(found)) > MAX_ATTRIBUTES_BYTES:
+        raise Invalid(f"may have at most {MAX_ATTRIBUTES_BYTES} bytes", where)
+    return found if body.consent else None
+
+
+def _check_word(text: str, field: str) -> None:
+    if not 1 <= len(text) <= MAX_WORD or not text.isprintable():
+        raise Invalid(f"must be 1 to {MAX_WORD} printable characters", field)
 
 
 def _check_creative(value: Any, field: str, depth: int) -> None:

@@ -89,6 +89,8 @@ def new_state(settings: Settings) -> State:
         reward_min=settings.reward_min,
         reward_max=settings.reward_max,
         recommender=settings.recommender,
+        max_users=settings.max_users,
+        half_life=settings.user_half_life,
         wait=settings.reward_wait,
         default=settings.default_reward,
         max_open=settings.max_pending,
@@ -98,11 +100,14 @@ def new_state(settings: Settings) -> State:
 
 
 @contextmanager
-def opened(settings: Settings) -> Iterator[Engine]:
-    """The engine of a data directory: locked, recovered, with its catalog; closed and saved in the end."""
+def opened(settings: Settings, state: State | None = None) -> Iterator[Engine]:
+    """The engine of a data directory: locked, recovered, with its catalog; closed and saved in the end.
+
+    `state` is an empty one of another configuration than the settings'.
+    """
     folder = Path(settings.data_dir)
     ads = read_catalog(settings.catalog)
-    state = new_state(settings)
+    state = state or new_state(settings)
     key_file = signing.key_path(settings.key_file, folder)
     if not key_file.exists() and (folder / "CONFIG").exists():
         log.warning(
@@ -149,6 +154,11 @@ def opened(settings: Settings) -> Iterator[Engine]:
         finally:
             with suppress(DiskFailure):  # already reported by whoever met it first
                 journal.close()
+
+
+def pseudonyms(settings: Settings) -> signing.Pseudonyms:
+    """What is written down instead of users' ids; the key is there once the directory was opened."""
+    return signing.Pseudonyms(signing.load(signing.key_path(settings.key_file, Path(settings.data_dir))))
 
 
 def _forget(directory: DataDirectory, journal: Journal, snapshots: Snapshots, state: State) -> None:
@@ -253,7 +263,7 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
         housekeeper = _Housekeeper(engine, settings, door, server.signal_handler_interrupt)
         housekeeper.start()
         threading.Thread(target=_announce, args=(engine, settings, port, known, say), daemon=True).start()
-        application = api.build(engine, known, door)
+        application = api.build(engine, known, door, pseudonyms(settings))
         gc.collect()
         gc.freeze()  # what is there now stays: a collection looks at what came since, and copies no pages
         server.serve(target_loader=lambda: application, wrap_loader=False)

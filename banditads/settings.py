@@ -51,8 +51,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     key_file: Annotated[
         str,
         Meta(
-            description="Secret that signs event ids and snapshots; made at the first start. "
-            "Must lie outside the data directory. Empty: beside it, with `.key` appended to its name."
+            description="Secret that signs event ids and snapshots, and makes pseudonyms of users' ids; made "
+            "at the first start. Must lie outside the data directory. Empty: beside it, with `.key` appended "
+            "to its name."
         ),
     ] = ""
     keys_file: Annotated[
@@ -186,6 +187,24 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             extra={"unit": "decisions"},
         ),
     ] = 1_000_000
+    max_users: Annotated[
+        int,
+        Meta(
+            description="Users of whom a profile is kept; beyond, the one who was idle longest is forgotten.",
+            ge=1,
+            le=100_000_000,
+            extra={"unit": "users"},
+        ),
+    ] = 1_000_000
+    user_half_life: Annotated[
+        float,
+        Meta(
+            description="What a user did counts half after this time.",
+            ge=1,
+            le=10 * 365 * 86400,
+            extra={"unit": "seconds", "parse": "duration"},
+        ),
+    ] = 30 * 86400.0
     fsync: Annotated[
         Literal["always", "everysec"],
         Meta(

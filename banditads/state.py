@@ -23,6 +23,7 @@ from .catalog import Catalog
 from .events import Ad, AdRemoved, AdsPut, Chosen, Event, Rewarded, SetAside, Settled  # noqa: F401  (doctest)
 from .joiner import Joiner
 from .stats import Stats
+from .users import DAY, Users
 
 
 class Gap(Exception):
@@ -51,6 +52,8 @@ class State:
         Range of rewards; policies see it scaled to [0, 1].
     recommender
         Name of what orders a catalog that is too large for the policy; see `proposing`.
+    max_users, half_life
+        Options of `Users`.
     joining
         Options of `Joiner`.
 
@@ -63,7 +66,7 @@ class State:
         equal.
     """
 
-    PARTS: ClassVar = ("catalog", "joiner", "stats", "policy", "recommender")
+    PARTS: ClassVar = ("catalog", "joiner", "users", "stats", "policy", "recommender")
 
     def __init__(
         self,
@@ -73,10 +76,13 @@ class State:
         reward_min: float = 0.0,
         reward_max: float = 1.0,
         recommender: str = "crosses",
+        max_users: int = 10**6,
+        half_life: float = 30 * DAY,
         **joining: Any,
     ) -> None:
         self.catalog = Catalog()
         self.joiner = Joiner(**joining)
+        self.users = Users(max_users=max_users, half_life=half_life)
         self.stats = Stats()
         self.policy_name = policy
         self.policy = policies.make(policy, **(options or {}))
@@ -92,6 +98,8 @@ class State:
             "reward_min": reward_min,
             "reward_max": reward_max,
             "recommender": recommender,
+            "max_users": max_users,
+            "half_life": half_life,
             **joining,
         }
 
@@ -114,6 +122,7 @@ class State:
         landed = False
         for settled in self.joiner.settle(offset, event, ads):
             self._learn(settled)
+            self.users.apply(settled)
             self.stats.apply(settled)
             landed = landed or not settled.silent
         if isinstance(event, SetAside):
@@ -123,6 +132,7 @@ class State:
         if not ads and (rows := self.catalog.apply(event)):
             assert isinstance(event, AdsPut | AdRemoved)
             self.recommender.apply(event, rows)
+        self.users.apply(event)
         self.stats.apply(event, late=isinstance(event, Rewarded) and not landed)
 
     def _learn(self, settled: Settled) -> None:

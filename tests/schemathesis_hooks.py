@@ -32,7 +32,12 @@ BEYOND_SCHEMA = (
     ("absolute http or https URL", "landing_url"),  # ports and brackets
     ("another one than in the path", "id"),
     ("may have at most 16384 bytes", "creative"),
+    ("may have at most 1024 bytes", "attributes"),
+    ("more than 16 attributes", "attributes"),  # nested names are joined, and each word of a list is one
+    ("a name is longer", "attributes"),
     ("has no name", "query"),
+    ("may not end in /events", ""),
+    ("a day ahead of the server's clock", "at"),
     ("Expected `int`, got `float`", "slots"),  # 1.0 is an integer to JSON Schema, and not in MessagePack
 )
 

@@ -15,8 +15,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from banditads import api
 from banditads.choosing import Request
 from banditads.errors import DiskFailure, Unavailable
+from banditads.signing import Pseudonyms
 
 JSON = {"Content-Type": "application/json"}
+PSEUDONYM = Pseudonyms(b"k" * 32)
 
 
 class Reply:
@@ -38,7 +40,7 @@ class Site:
     """A client of an application, without sockets."""
 
     def __init__(self, engine, keys=None):
-        self.engine, self.app = engine, api.build(engine, keys)
+        self.engine, self.app = engine, api.build(engine, keys, pseudonym=PSEUDONYM)
 
     def __call__(self, method, url, body=None, **headers):
         path, _, query = url.partition("?")
@@ -81,7 +83,7 @@ def test_choose_answers_what_is_documented(site):
     }  # fmt: skip
     choice = site.engine.state.joiner.open["e1"].choice
     assert choice.context == {"device": "mobile", "placement": "home"}
-    assert choice.user_id == "u1"
+    assert choice.user_id == PSEUDONYM("u1")
 
 
 def test_get_and_post_ask_the_same(site):
@@ -494,3 +496,149 @@ def test_two_engines_in_one_process(make_engine):
     assert one("GET", "/choose").data["ad"]["id"] == "x"
     assert two("GET", "/choose").data["ad"]["id"] == "y"
     assert one.engine.state.stats.total.choices == 1
+
+
+# Users
+
+
+def test_a_user_is_put_acts_is_shown_and_erased(site, clock):
+    url = "/users/anna%2Fevents%3F@example.com"  # a slash, a question mark, what looks like a route
+    nothing = {"consent": False, "profile": None, "features": {}}
+    assert site("GET", url).data == nothing
+    put = site("PUT", url, {"attributes": {"age": 31, "city": "Oslo"}, "consent": True})
+    assert (put.status, put.data) == (200, {"users": 1, "offset": 1})
+    act = {"kind": "purchase", "item": "boot", "category": "shoes", "amount": 59.9, "at": clock.now - 86400}
+    assert site("POST", f"{url}/events", act).data == {"acts": 1, "offset": 2}
+    assert site("POST", f"{url}/events", [act, {"kind": "view"}]).data == {"acts": 2, "offset": 3}
+
+    found = site("GET", url)
+    profile, features = found.data["profile"], found.data["features"]
+    assert found.data["consent"] is True
+    assert profile["attributes"] == {"age": 31.0, "city": "Oslo"}
+    assert profile["acts"]["purchase"]["number"] == 2
+    assert profile["acts"]["purchase"]["amount"] == 119.8
+    assert profile["items"] == {"boot": int(clock.now) - 86400}
+    assert features["user.category.1"] == "shoes"
+    context = site.engine.choose(Request(user_id=PSEUDONYM("anna/events?@example.com"))).event.context
+    assert context == features
+
+    assert site("DELETE", url).data == {"offset": 5}
+    assert site("GET", url).data == nothing
+    assert site("DELETE", url).status == 200  # unknown: what was decided for them may be written down
+    for reply in (put, found):
+        assert b"anna" not in reply.raw
+
+
+def test_what_stands_after_the_id_is_a_route_of_its_own(site):
+    for method in ("GET", "PUT", "DELETE", "PATCH"):
+        reply = site(method, "/users/a%2Fb/events")
+        assert (reply.status, reply.headers["allow"]) == (405, "POST, OPTIONS")
+    assert site("POST", "/users/events").status == 405
+    assert site("PUT", "/users/events", {}).status == 200
+
+
+LINES = {"CONTENT_TYPE": "application/x-ndjson"}
+
+
+def test_many_users_and_acts_come_as_lines_or_an_array(site):
+    people = b'{"id": "anna", "consent": true, "attributes": {"age": 3}}\n\n{"id": "bert"}\n'
+    assert site("POST", "/users", people, **LINES).data == {"users": 1, "offset": 1}
+    assert site("POST", "/users", [{"id": "carl", "consent": True}]).data == {"users": 1, "offset": 2}
+    done = b'{"user": "anna", "kind": "a"}\n{"user": "bert", "kind": "b"}\n{"user": "carl", "kind": "c"}'
+    assert site("POST", "/events", done, **LINES).data == {"acts": 2, "offset": 4}
+    assert site("POST", "/events", [{"user": "bert", "kind": "view"}]).data == {"acts": 0, "offset": None}
+    assert (
+        site("POST", "/users/carl/events", b'{"kind": "view"}\n{"kind": "cart"}\n', **LINES).data["acts"] == 2
+    )
+    assert site("GET", "/users/bert").data["consent"] is False
+
+
+def test_consent_taken_back_drops_the_past_and_without_it_nothing_is_kept(site):
+    site("PUT", "/users/anna", {"consent": True, "attributes": {"age": 3}})
+    site("POST", "/users/anna/events", {"kind": "view"})
+    assert site("PUT", "/users/anna", {"attributes": {"age": 3}}).data == {"users": 0, "offset": 3}
+    assert site("GET", "/users/anna").data["profile"] is None
+    assert site("POST", "/users/anna/events", {"kind": "view"}).data == {"acts": 0, "offset": None}
+    assert site("PUT", "/users/anna", {"attributes": {"age": 3}}).data == {"users": 0, "offset": None}
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "body", "field"),
+    [
+        ("PUT", "/users/" + "u" * 129, {}, "id"),
+        ("PUT", "/users/%0A", {}, "id"),
+        ("POST", "/users", [{"id": "a/events"}], "[0].id"),  # whose routes nobody could ask for
+        ("POST", "/choose", {"user_id": "a/events"}, "user_id"),
+        ("PUT", "/users/u", {"consent": "yes"}, "consent"),
+        ("PUT", "/users/u", {"name": "x"}, "name"),
+        ("PUT", "/users/u", {"attributes": {"x": [1]}}, "attributes.x"),
+        ("PUT", "/users/u", {"attributes": {f"a{n}": n for n in range(17)}}, "attributes"),
+        ("PUT", "/users/u", {"attributes": {"a" * 65: 1}}, "attributes"),
+        ("PUT", "/users/u", {"attributes": {f"a{n}": "x" * 500 for n in range(3)}}, "attributes"),
+        ("POST", "/users", [{"consent": True}], "[0].id"),
+        ("POST", "/users", [{"id": "a"}, {"id": ""}], "[1].id"),
+        ("POST", "/users", b'{"id": "a"}\n{"id": "b", "attributes": {"": 1}}', "line 2: user.attributes"),
+        ("POST", "/users", [], "body"),
+        ("POST", "/users/u/events", {}, "kind"),
+        ("POST", "/users/u/events", {"kind": ""}, "kind"),
+        ("POST", "/users/u/events", {"kind": "view", "item": "x" * 65}, "item"),
+        ("POST", "/users/u/events", [{"kind": "view"}, {"kind": "view", "category": "\n"}], "[1].category"),
+        ("POST", "/users/u/events", {"kind": "view", "amount": 2e9}, "amount"),
+        ("POST", "/users/u/events", {"kind": "view", "at": -1}, "at"),
+        ("POST", "/users/u/events", {"kind": "view", "at": 1.7e12}, "at"),
+        ("POST", "/users/u/events", {"kind": "view", "user": "v"}, "user"),
+        ("POST", "/users/u/events", b'{"kind": "view"}\n\n{"kind": 7}', "line 3: kind"),
+        ("POST", "/users/u/events", b'{"kind": "view"}, {"kind": 7}', "body"),
+        ("POST", "/users/u/events", b"", "body"),
+        ("POST", "/events", b'{"user": "u", "kind": "view"}\n{"kind": "view"}', "line 2: user"),
+        ("POST", "/events", b'{"user": "u", "kind": "view"}\n{"user": "", "kind": "x"}', "line 2: act.user"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_user_or_an_act_is_refused_whole_by_line_and_field(
+    site, method, url, body, field
+):
+    site("PUT", "/users/u", {"consent": True})
+    before, end = site.engine.state.dump(), site.engine.journal.end
+    lines = LINES if isinstance(body, bytes) and b"\n{" in body else {}
+    reply = site(method, url, body, **lines)
+
+    assert reply.status == 400
+    assert reply.data["error"]["field"].endswith(field)
+    assert (site.engine.state.dump(), site.engine.journal.end) == (before, end)
+
+
+def test_no_id_of_a_user_is_in_the_journal_in_a_reply_or_in_a_decision(site):
+    private = "very-private"
+    replies = [
+        site("PUT", f"/users/{private}", {"consent": True, "attributes": {"age": 3}}),
+        site("POST", f"/users/{private}/events", {"kind": "view"}),
+        site("POST", "/users", [{"id": private, "consent": True}]),
+        site("POST", "/events", [{"user": private, "kind": "view"}]),
+        site("GET", f"/users/{private}"),
+        site("GET", f"/choose?user_id={private}&event_id=e1"),
+        site("POST", "/choose", {"user_id": private, "event_id": "e2", "exclude": ["a", "b", "c"]}),
+        site("POST", "/predict", {"user_id": private}),
+        site("GET", "/decisions/e1"),
+        site("DELETE", f"/users/{private}"),
+        site("POST", "/users", [{"id": private, "x": 1}]),
+        site("PUT", f"/users/{private}%0A", {}),
+    ]
+    assert [reply.status for reply in replies] == [200] * 6 + [204] + [200] * 3 + [400] * 2
+    assert replies[8].data["user_id"] == PSEUDONYM(private)
+    written = b"".join(record for _, record in site.engine.journal.read(0))
+    for place in (written, site.engine.state.dump(), *(reply.raw for reply in replies)):
+        assert private.encode() not in place
+    assert PSEUDONYM(private).encode() in written
+
+
+def test_who_is_known_is_predicted_and_chosen_for_alike(make_engine):
+    site = Site(make_engine("vw", options={"epsilon": 0.2}))
+    site("PUT", "/users/anna", {"consent": True, "attributes": {"taste": "a"}})
+    for number in range(30):
+        shown = site("GET", f"/choose?user_id=anna&event_id=e{number}").data["ad"]["id"]
+        site("POST", "/reward", {"event_id": f"e{number}", "reward": float(shown == "b")})
+    anna = site("GET", "/predict?user_id=anna").data["propensities"]
+
+    assert anna == site("GET", "/choose?user_id=anna").data["propensities"]
+    assert max(anna, key=anna.get) == "b"
+    assert site("GET", "/predict?user_id=bert").data == site("GET", "/predict").data

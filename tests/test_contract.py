@@ -15,6 +15,7 @@ from banditads import api, wire
 from banditads.choosing import Request
 from banditads.errors import Unavailable
 from banditads.events import Ad
+from banditads.signing import Pseudonyms
 from banditads.snapshots import Snapshots
 
 HERE = Path(__file__).parent
@@ -49,6 +50,10 @@ BODIES = {
     "/reward/batch": {"rewards": [{"event_id": "e1", "reward": 1}]},
     "/catalog/ads": [{"id": "x"}],
     "/catalog/ads/{id}": {},
+    "/users": [{"id": "u"}],
+    "/users/{id}": {"consent": True},
+    "/users/{id}/events": {"kind": "view"},
+    "/events": [{"user": "u", "kind": "view"}],
 }
 
 
@@ -65,7 +70,9 @@ class Site:
             engine.choose(Request(), name)
         engine.choose(Request(ads=(Ad("bare"),)), "bare")
         engine.reward("e2", 1.0)
-        self.app, self.old = api.build(engine), engine.ids.mint(clock.now - 601)
+        pseudonym = Pseudonyms(b"k" * 32)
+        engine.put_users({pseudonym("u"): {}, pseudonym("e1"): {}})
+        self.app, self.old = api.build(engine, pseudonym=pseudonym), engine.ids.mint(clock.now - 601)
 
     def __call__(self, method, path, body=None, *, length=None, media="application/json", query=""):
         said, raw = [], b"" if body is None else json.dumps(body).encode()

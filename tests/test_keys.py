@@ -100,11 +100,11 @@ def test_each_key_may_do_what_it_is_for_and_admin_everything(path):
     may = {
         (holder, scope) for holder in tokens for scope in keys.SCOPES if allowed(known, tokens[holder], scope)
     }
-    assert may == {("choose", "choose"), ("reward", "reward"), *(("admin", scope) for scope in keys.SCOPES)}
+    assert may == {*((scope, scope) for scope in keys.SCOPES), *(("admin", scope) for scope in keys.SCOPES)}
     both = keys.Keys(path)
     token = keys.create(path, ("choose", "reward"))
     both = keys.Keys(path)
-    assert [allowed(both, token, scope) for scope in keys.SCOPES] == [True, True, False]
+    assert [allowed(both, token, scope) for scope in keys.SCOPES] == [True, True, False, False]
 
 
 def allowed(known, token, scope):
@@ -445,6 +445,12 @@ SCOPES = {
     "GET /catalog/ads/{id}": "admin",
     "PUT /catalog/ads/{id}": "admin",
     "DELETE /catalog/ads/{id}": "admin",
+    "PUT /users/{id}": "users",
+    "GET /users/{id}": "users",
+    "DELETE /users/{id}": "users",
+    "POST /users/{id}/events": "users",
+    "POST /users": "users",
+    "POST /events": "users",
     "GET /stats": "admin",
     "GET /metrics": "admin",
     "POST /snapshot": "admin",
@@ -511,6 +517,10 @@ def test_every_route_answers_whom_it_is_for(locked):
         "POST /reward/batch": {"rewards": [{"event_id": event_id, "reward": 1}]},
         "POST /catalog/ads": [{"id": "new"}],
         "PUT /catalog/ads/{id}": {},
+        "PUT /users/{id}": {"consent": True},
+        "POST /users/{id}/events": {"kind": "view"},
+        "POST /users": [{"id": "u"}],
+        "POST /events": [{"user": "u", "kind": "view"}],
     }
     answered = {}
     for route in site.app.application.routes.all:
@@ -782,7 +792,7 @@ def test_without_a_key_no_body_is_waited_for(start, tmp_path):
 
 def test_neither_a_key_nor_a_visitors_id_is_in_any_log(start, tmp_path):
     folder, private = tmp_path / "data", "very-private"
-    may = made(folder, "--scope", "choose", "--scope", "reward")
+    may = made(folder, "--scope", "choose", "--scope", "reward", "--scope", "users")
     slow, admin = made(folder, "--scope", "choose", "--rate", "0.001"), made(folder, "--scope", "admin")
     server = start("--policy", "uniform")
     asked = f"/choose?user_id={private}"
@@ -794,6 +804,13 @@ def test_neither_a_key_nor_a_visitors_id_is_in_any_log(start, tmp_path):
         status(server, "GET", f"{asked}&event_id={private}&device={private}&x={private}&x=1", may),  # 400
         status(server, "POST", "/choose", may, {"user_id": private, "context": {private: [1]}}),
         status(server, "POST", "/choose", may, {private: may}),
+        status(server, "PUT", f"/users/{private}", may, {"consent": True, "attributes": {"a": private}}),
+        status(server, "PUT", f"/users/{private}", may, {"attributes": {private: [1]}}),
+        status(server, "POST", f"/users/{private}/events", may, {"kind": private, "at": 1e30}),
+        status(
+            server, "POST", "/events", may, [{"user": private, "kind": private}, {"user": private + "\n"}]
+        ),
+        status(server, "DELETE", f"/users/{private}", may),
         status(server, "GET", asked),  # 401
         status(server, "GET", asked, private),
         status(server, "GET", f"{asked}&token={may}", may[:-1]),

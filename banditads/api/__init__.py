@@ -13,6 +13,7 @@ import inspect
 import itertools
 import logging
 import pkgutil
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -29,6 +30,7 @@ import hug  # noqa: E402
 
 from .. import errors, keys, parsing, wire  # noqa: E402
 from ..guard import Door, Guard  # noqa: E402
+from ..signing import Pseudonyms  # noqa: E402
 
 log = logging.getLogger(__name__)
 _serial = itertools.count()
@@ -78,12 +80,14 @@ class Routes:
         Who may do what.
     door
         What never got so far.
+    pseudonym
+        What is written down instead of a user's id.
     observe
         Told of every request: method, path as declared, status, seconds.
     """
 
-    def __init__(self, api: hug.API, known: keys.Keys, door: Door) -> None:
-        self.api, self.keys, self.door = api, known, door
+    def __init__(self, api: hug.API, known: keys.Keys, door: Door, pseudonym: Callable[[str], str]) -> None:
+        self.api, self.keys, self.door, self.pseudonym = api, known, door, pseudonym
         self.all: list[Route] = []
         self.handlers: dict[tuple[str, str], Callable[[Call], Any]] = {}
         self.observe: Callable[[str, str, int, float], None] = lambda *_: None
@@ -261,10 +265,18 @@ class _Response(falcon.Response):
         self.status, self._headers, self._data = status, headers, data
 
 
-def build(engine, known: keys.Keys | None = None, door: Door | None = None) -> Guard:
-    """The WSGI application of one engine, for whom it may concern. Several can live in one process."""
+def build(
+    engine,
+    known: keys.Keys | None = None,
+    door: Door | None = None,
+    pseudonym: Callable[[str], str] | None = None,
+) -> Guard:
+    """The WSGI application of one engine, for whom it may concern. Several can live in one process.
+
+    Where nobody says what users' pseudonyms are, they are such that nobody can make them again.
+    """
     api = hug.API(f"banditads-{next(_serial)}")  # hug keeps one API per name; each engine gets its own
-    routes = Routes(api, known or keys.Keys(None), door or Door())
+    routes = Routes(api, known or keys.Keys(None), door or Door(), pseudonym or _anybody())
     for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
         importlib.import_module(f"{__name__}.{module.name}").mount(routes, engine)
     api.http.set_not_found_handler(_not_found)
@@ -276,22 +288,32 @@ def build(engine, known: keys.Keys | None = None, door: Door | None = None) -> G
     return Guard(_Edge(application, routes), routes.door, max(route.limit for route in routes.all))
 
 
+def _anybody() -> Pseudonyms:
+    return Pseudonyms(secrets.token_bytes(32))
+
+
 class _Edge:
     """Lets an id hold a slash.
 
-    The server has unquoted the path already, so what follows a route's prefix is quoted again before routing.
+    The server has unquoted the path already, so what follows a route's prefix is quoted again before routing,
+    but for what a route has after the id; no id may end so.
     """
 
     def __init__(self, application, routes: Routes) -> None:
         self.application, self.routes = application, routes
-        self.prefixes = tuple({route.path[:-4] for route in routes.all if route.path.endswith("{id}")})
+        around = {tuple(route.path.split("{id}")) for route in routes.all if "{id}" in route.path}
+        self.prefixes = tuple({prefix for prefix, _ in around})
+        self.suffixes = {prefix: suffix for prefix, suffix in around if suffix}  # at most one each
 
     def __call__(self, environ, start_response):
         path = environ["PATH_INFO"]
         if path.startswith(self.prefixes):
             prefix = next(each for each in self.prefixes if path.startswith(each))
-            rest = path[len(prefix) :].encode("latin-1", "surrogateescape")  # WSGI strings carry bytes
-            environ["PATH_INFO"] = prefix + quote(rest, safe="")
+            suffix = self.suffixes.get(prefix, "")
+            suffix = suffix if path.endswith(suffix) and len(path) > len(prefix + suffix) else ""
+            rest = path[len(prefix) : len(path) - len(suffix)]
+            rest = rest.encode("latin-1", "surrogateescape")  # WSGI strings carry bytes
+            environ["PATH_INFO"] = prefix + quote(rest, safe="") + suffix
         return self.application(environ, start_response)
 
 

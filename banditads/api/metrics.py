@@ -82,6 +82,7 @@ class _State:
                 "given_up": ("Decisions that had to stop waiting early.", state.joiner.given_up),
                 "set_aside": ("Decisions that spoilt the model and were not learned.", state.stats.set_aside),
                 "forgotten": ("Settled decisions forgotten to make room.", state.joiner.forgotten),
+                "users_forgotten": ("Users forgotten to make room.", state.users.forgotten),
                 "connections_cut": ("Connections whose request did not arrive in time.", self.door.cut),
                 "unwritten_choices": ("Choices served though the disk refused them.", engine.unwritten),
             }
@@ -98,6 +99,9 @@ class _State:
                 "ads_limit": ("Of those, at most.", parsing.MAX_ADS),
                 "ads_counted": ("Ads with counts of their own.", len(state.stats.ads)),
                 "ads_counted_limit": ("Of those, at most; the rest count together.", stats.MAX_ADS),
+                "users": ("Users of whom a profile is kept.", len(state.users.profiles)),
+                "users_limit": ("Of those, at most.", state.users.max_users),
+                "users_bytes": ("What their profiles take, packed.", state.users.bytes),
                 "journal_offset": ("Offset of the next event.", state.applied),
                 "snapshot_offset": ("Offset of the newest snapshot.", engine.snapshot_offset),
                 "ready": ("1 when rewards are accepted.", 0.0 if engine.trouble() else 1.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -13,12 +14,12 @@ from ..choosing import Request
 from ..errors import Invalid
 from ..events import Ad, Unfilled
 from ..features import clean
-from ..parsing import Id, ListedAd, MaybeId, Named, check_ad, check_id
+from ..parsing import Id, ListedAd, MaybeId, Named, check_ad, check_id, check_user_id
 from .tracking import trusted
 
 MAX_INLINE = 1000  # inline candidates of one request
 RESERVED = {
-    "user_id": "Who is asking; never a feature by itself.",
+    "user_id": "Who is asking: what is known of them counts; the id itself is not kept.",
     "placement": "Where the ad will stand: filters ads, and is a feature.",
     "request_id": "Makes a retry safe: the same id gets the same decision.",
     "slots": "How many ads; 1.",
@@ -89,7 +90,7 @@ class RewardReply(msgspec.Struct):
 
 
 class DecisionReply(msgspec.Struct):
-    """A decision and what became of it."""
+    """A decision and what became of it. `user_id` is the user's pseudonym."""
 
     event_id: str
     at: float
@@ -110,7 +111,7 @@ def mount(routes, engine) -> None:  # noqa: D103
     nothing = {204: "Nothing is eligible; X-Event-Id names the record of why."}
 
     def choose(body: ChooseBody) -> wire.Reply:
-        request = _request(body)
+        request = _request(body, routes.pseudonym)
         event, offset = engine.choose(request, body.event_id)
         if isinstance(event, Unfilled):
             return wire.Reply(status=204, headers={"X-Event-Id": event.event_id})
@@ -131,7 +132,7 @@ def mount(routes, engine) -> None:  # noqa: D103
         )
 
     def predict(body: ChooseBody) -> PredictReply:
-        slate = engine.predict(_request(body))
+        slate = engine.predict(_request(body, routes.pseudonym))
         return PredictReply(dict(zip(slate.ids, slate.pmf, strict=True)), engine.state.policy_name)
 
     @routes.add("GET", "/choose", scope="choose", query=any_query, reply=ChooseReply, statuses=nothing)
@@ -211,7 +212,7 @@ def _from_query(query: dict[str, str]) -> ChooseBody:
     )
 
 
-def _request(body: ChooseBody) -> Request:
+def _request(body: ChooseBody, pseudonym: Callable[[str], str]) -> Request:
     """A body, checked and cleaned. Raises `Invalid`."""
     if body.event_id:
         check_id(body.event_id, "event_id")
@@ -227,7 +228,7 @@ def _request(body: ChooseBody) -> Request:
         ]
     return Request(
         clean(body.context),
-        check_id(body.user_id, "user_id") if body.user_id else "",
+        pseudonym(check_user_id(body.user_id, "user_id")) if body.user_id else "",
         check_id(body.placement, "placement") if body.placement else "",
         check_id(body.request_id, "request_id") if body.request_id else "",
         None if ads is None else tuple(ads),
