@@ -20,6 +20,7 @@ import msgspec
 
 from . import policies, recommenders
 from .catalog import Catalog
+from .columns import Columns
 from .events import Ad, AdRemoved, AdsPut, Chosen, Event, Rewarded, SetAside, Settled  # noqa: F401  (doctest)
 from .joiner import Joiner
 from .stats import Stats
@@ -63,7 +64,7 @@ class State:
         equal.
     """
 
-    PARTS: ClassVar = ("catalog", "joiner", "stats", "policy", "recommender")
+    PARTS: ClassVar = ("catalog", "joiner", "stats", "policy", "recommender", "columns")
 
     def __init__(
         self,
@@ -78,6 +79,7 @@ class State:
         self.catalog = Catalog()
         self.joiner = Joiner(**joining)
         self.stats = Stats()
+        self.columns = Columns()
         self.policy_name = policy
         self.policy = policies.make(policy, **(options or {}))
         self.recommender_name = recommender
@@ -115,6 +117,7 @@ class State:
         for settled in self.joiner.settle(offset, event, ads):
             self._learn(settled)
             self.stats.apply(settled)
+            self.columns.apply(settled)
             landed = landed or not settled.silent
         if isinstance(event, SetAside):
             if event.event_id not in self.skip and self.joiner.knows(event.event_id):
