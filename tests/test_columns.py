@@ -86,6 +86,7 @@ def test_gaps_values_mean_and_spread_are_about_what_was_planted(planted):
     assert facts["age"].mean == pytest.approx(40, abs=1.5)
     assert facts["age"].spread == pytest.approx(12, abs=1)
     assert facts["taste"].missing == 0
+    assert facts["about"].seen == facts["taste"].seen  # once a choice, however many words
     assert round(facts["taste"].distinct) == 3
     assert facts["about"].distinct == pytest.approx(53, rel=0.15)
     assert facts["visitor"].distinct == pytest.approx(facts["visitor"].seen, rel=0.2)
@@ -222,6 +223,7 @@ def test_columns_that_were_saved_go_on_like_those_that_were_not(make_engine, clo
     drive(engine, clock, 150)
     other = Columns()
     other.load(msgspec.msgpack.decode(msgspec.msgpack.encode(engine.state.columns.dump())))
+    assert other.usual == engine.state.columns.usual == {"age", "page"}
     for columns in (engine.state.columns, other):
         for number in range(200):
             one = choice(number, {"age": float(number), "about~red": 1.0})
@@ -247,3 +249,16 @@ def test_the_page_of_features_says_what_is_known(make_engine, clock, tmp_path):
     assert said["context"][0]["mean"] == 9.5
     assert 0 <= said["context"][0]["moves_choices"] <= 1
     assert {each["name"] for each in said["ad"]} == {"kind", "price"}
+
+
+def test_what_chance_explains_is_no_association(monkeypatch):
+    """Fifteen values explain 14 / 300 of any reward."""
+    monkeypatch.setattr(columns_module, "EVERY", 1)
+    columns, dice = Columns(), random.Random(2)
+    for number in range(300):
+        one = choice(number, {f"luck {n}": f"v{dice.randrange(15)}" for n in range(20)})
+        columns.apply(one, (Ad("a"),))
+        columns.apply(Settled(one, (Ad("a"),), float(dice.random() < 0.3), 1.0))
+    found = [each.association for each in columns.facts("context")]
+
+    assert sum(found) / len(found) < 0.02
