@@ -126,6 +126,7 @@ class State:
         if not ads and (rows := self.catalog.apply(event)):
             assert isinstance(event, AdsPut | AdRemoved)
             self.recommender.apply(event, rows)
+        self.columns.apply(event, ads)
         self.stats.apply(event, late=isinstance(event, Rewarded) and not landed)
 
     def _learn(self, settled: Settled) -> None:
