@@ -69,6 +69,7 @@ def spread(
         if "placement" in context:
             raise Invalid("given in the context too", "placement")
         context = dict(sorted({**context, "placement": request.placement}.items()))
+    context = state.columns.complete(context)
     crowd = None
     if among is None and len(state.catalog.ads) > max_scored:
         crowd = state.catalog.crowd(

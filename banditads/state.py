@@ -20,6 +20,7 @@ import msgspec
 
 from . import policies, recommenders
 from .catalog import Catalog
+from .columns import Columns
 from .events import Ad, AdRemoved, AdsPut, Chosen, Event, Rewarded, SetAside, Settled  # noqa: F401  (doctest)
 from .joiner import Joiner
 from .stats import Stats
@@ -66,7 +67,7 @@ class State:
         equal.
     """
 
-    PARTS: ClassVar = ("catalog", "joiner", "users", "stats", "policy", "recommender")
+    PARTS: ClassVar = ("catalog", "joiner", "users", "stats", "policy", "recommender", "columns")
 
     def __init__(
         self,
@@ -84,6 +85,7 @@ class State:
         self.joiner = Joiner(**joining)
         self.users = Users(max_users=max_users, half_life=half_life)
         self.stats = Stats()
+        self.columns = Columns()
         self.policy_name = policy
         self.policy = policies.make(policy, **(options or {}))
         self.recommender_name = recommender
@@ -124,6 +126,7 @@ class State:
             self._learn(settled)
             self.users.apply(settled)
             self.stats.apply(settled)
+            self.columns.apply(settled)
             landed = landed or not settled.silent
         if isinstance(event, SetAside):
             if event.event_id not in self.skip and self.joiner.knows(event.event_id):
@@ -133,6 +136,7 @@ class State:
             assert isinstance(event, AdsPut | AdRemoved)
             self.recommender.apply(event, rows)
         self.users.apply(event)
+        self.columns.apply(event, ads)
         self.stats.apply(event, late=isinstance(event, Rewarded) and not landed)
 
     def _learn(self, settled: Settled) -> None:

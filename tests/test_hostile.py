@@ -70,13 +70,21 @@ def test_what_is_refused_leaves_the_model_as_it_was_to_the_last_bit(policy, make
     assert predictions(with_them) == predictions(without)
 
 
+def harmless(word):
+    """A word for a word, and for a text as many different ones, in the same order."""
+    parts = clean({"word": word}, "context")
+    if "word" in parts:
+        return "harmless"
+    return " ".join(f"harmless{number}" for number, _ in enumerate(parts)) + " - - -"
+
+
 # linucb hashes a context into 32 numbers that all names share, on purpose: no two words are alike there.
 @pytest.mark.parametrize("policy", [name for name in policies.names() if name != "linucb"])
 @settings(max_examples=40, deadline=None)
 @given(word=st.one_of(st.sampled_from(WORDS), st.text("|:= '#%\"0123aé\\", min_size=1, max_size=30)))
 def test_a_hostile_word_teaches_about_others_what_a_harmless_one_would(policy, word):
     found = []
-    for name in (word, "harmless"):
+    for name in (word, harmless(word)):
         now = Clock()
         engine = Engine(State(policy), connect("memory:"), ids=ids(), clock=now)
         engine.put_ads([*ADS, Ad("d", {"slogan": name})])

@@ -206,7 +206,7 @@ def _from_query(query: dict[str, str]) -> ChooseBody:
     exclude = given.pop("exclude", "")
     return ChooseBody(
         **given,
-        context={name: value for name, value in query.items() if name not in RESERVED and value},
+        context={name: value or None for name, value in query.items() if name not in RESERVED},
         slots=int(slots) if slots.isascii() and slots.isdigit() and len(slots) < 9 else 0,
         exclude=exclude.split(",") if exclude else [],
     )

@@ -1,0 +1,216 @@
+"""Whether knowing the visitor pays: `python benchmarks/personalisation.py --plot personalisation.png`.
+
+Every contestant meets the same visitors in the same order and is told at once of every click and of every
+visit without one. Each seed is a world of its own; intervals are 95 % (Student's t over the seeds). "times
+uniform" is compared within a seed, so that an easier world counts for nobody. The audiences and their
+structure are in `audiences.py`.
+
+To enter another contestant, put it into `CONTESTANTS`: something with `choose` and `reward`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import audiences
+import click
+import numpy as np
+from audiences import Audience, Floats, Invented, MovieLens, Visit
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from banditads import report
+from banditads.choosing import Request
+from banditads.engine import Engine
+from banditads.events import Ad, Chosen
+from banditads.journal import connect
+from banditads.sampling import uniform
+from banditads.signing import EventIds
+from banditads.state import State
+
+POINTS = 100  # of a curve
+
+
+class Contestant(Protocol):
+    """What decides which ad is shown."""
+
+    def choose(self, visit: Visit, ads: Sequence[Ad]) -> int:
+        """Which of `ads`, the candidates of this visit, is shown. `visit.chances` must not be looked at."""
+
+    def reward(self, visit: Visit, value: float) -> None:
+        """What the ad earned that was shown at this visit: 1 for a click, else 0."""
+
+
+class Server:
+    """The real engine with a policy, in this process: what `banditads serve` does for every request."""
+
+    def __init__(self, audience: Audience, seed: int, *, policy: str, **options: Any) -> None:
+        self.now = 0.0
+        self.engine = Engine(
+            State(policy, options),
+            connect("memory:"),
+            ids=EventIds(b"k" * 32),
+            clock=lambda: self.now,
+            floor=0.01,
+            salt=f"seed {seed}",
+        )
+        self.engine.put_ads(audience.ads)
+
+    def choose(self, visit: Visit, ads: Sequence[Ad]) -> int:
+        """As `GET /choose`, with the visitor's id and what a site knows."""
+        self.now = visit.at
+        among = None if visit.candidates is None else tuple(ad.id for ad in ads)
+        request = Request(visit.context, visit.user, ads=among)
+        event, _ = self.engine.choose(request, f"visit-{visit.number}")
+        assert isinstance(event, Chosen)
+        return [ad.id for ad in ads].index(event.ad_id)
+
+    def reward(self, visit: Visit, value: float) -> None:
+        """As `POST /reward`."""
+        self.engine.reward(f"visit-{visit.number}", value)
+        self.engine.journal.drop_before(self.engine.state.applied)  # not what is measured here
+
+
+def popular(audience: Audience, seed: int) -> Contestant:
+    """The click rate of each ad, whoever comes: Thompson sampling, beginning with one click at `rate`."""
+    return Server(audience, seed, policy="thompson", alpha=1.0, beta=max(0.5, 1 / audience.rate - 1))
+
+
+# Label -> how it is made from an audience and a seed. What does not exist yet has no line: "content",
+# "collaborative" and "hybrid", rankings of their own, and "bandit + hybrid", the scores as features.
+Make = Callable[[Audience, int], Contestant]
+CONTESTANTS: dict[str, Make] = {
+    "uniform": partial(Server, policy="uniform"),
+    "popular": popular,
+    "bandit": partial(Server, policy="vw"),
+}
+
+
+class Run(NamedTuple):
+    """One contestant in one world."""
+
+    clicks: Floats  # (n_visits,), 0 or 1
+    best: float  # clicks a visit of who knows everything
+    seconds: float
+
+
+def play(make: Make, audience: Audience, seed: int, n: int) -> Run:
+    """Visitors come, are shown an ad, and click or do not. The dice are the same for every contestant."""
+    contestant, clicks, best = make(audience, seed), np.zeros(n), 0.0
+    started = time.process_time()
+    for visit in audience.visits(n):
+        places = range(len(audience.ads)) if visit.candidates is None else visit.candidates
+        ads = audience.ads if visit.candidates is None else [audience.ads[place] for place in places]
+        pick = contestant.choose(visit, ads)
+        audience.shown(visit, places[pick])
+        clicks[visit.number] = uniform(f"click {visit.number}", f"seed {seed}") < visit.chances[pick]
+        best += float(visit.chances.max())
+        contestant.reward(visit, clicks[visit.number])
+    return Run(clicks, best / n, time.process_time() - started)
+
+
+def interval(values: Floats) -> tuple[float, float]:
+    """(mean, half of the 95 % interval) of values, shape (n_seeds,)."""
+    if len(values) < 2:
+        return float(values.mean()), float("nan")
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(error * stats.t.ppf(0.975, len(values) - 1))
+
+
+def table(runs: dict[str, list[Run]], n: int) -> Table:
+    """A row for each contestant."""
+    found = Table(box=box.MARKDOWN)
+    found.add_column("contestant", no_wrap=True)
+    for heading in (
+        "clicks a visit",
+        "in the last quarter",
+        "times uniform",
+        "of the best possible",
+        "CPU us a visit",
+    ):
+        found.add_column(heading, justify="right", no_wrap=True)
+    rates = {label: np.array([run.clicks.mean() for run in each]) for label, each in runs.items()}
+    for label, each in runs.items():
+        late = np.array([run.clicks[-n // 4 :].mean() for run in each])
+        share = np.array([run.clicks.mean() / run.best for run in each])
+        columns = [(rates[label], "{:.4f} ± {:.4f}"), (late, "{:.4f} ± {:.4f}")]
+        columns.append((rates[label] / rates["uniform"], "{:.2f} ± {:.2f}"))
+        cells = [text.format(*interval(values)) for values, text in columns]
+        cost = np.median([run.seconds for run in each]) / n * 1e6
+        found.add_row(label, *cells, f"{share.mean():.2f}", f"{cost:,.0f}")
+    return found
+
+
+def plot(results: dict[str, dict[str, list[Run]]], path: str) -> None:
+    """Cumulative click rate over the visits, with the interval as a shade."""
+    figure = report.plotting().Figure(figsize=(6.5 * len(results), 4.5), layout="constrained")
+    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    for axes, (title, runs) in zip(panels, results.items(), strict=True):
+        for label, each in runs.items():
+            n = len(each[0].clicks)
+            x = np.unique(np.linspace(n / POINTS, n, POINTS).astype(int))
+            rates = np.array([run.clicks.cumsum()[x - 1] / x for run in each])  # (n_seeds, n_points)
+            middle, half = np.array([interval(column) for column in rates.T]).T
+            (line,) = axes.plot(x, middle, label=label)
+            axes.fill_between(x, middle - half, middle + half, color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.set(title=title, xlabel="visits", ylabel="clicks a visit so far", ylim=(0, None))
+        axes.legend()
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def compete(title: str, make_audience, labels: Sequence[str], seeds: int, n: int) -> dict[str, list[Run]]:
+    """Every contestant in every world."""
+    runs: dict[str, list[Run]] = {label: [] for label in labels}
+    for seed in range(seeds):
+        audience = make_audience(seed)
+        for label in labels:
+            runs[label].append(play(CONTESTANTS[label], audience, seed, n))
+            print(f"{title}, seed {seed}: {label} {runs[label][-1].clicks.mean():.4f}", file=sys.stderr)
+    return runs
+
+
+@click.command(help=__doc__)
+@click.argument("contestants", nargs=-1, type=click.Choice([*CONTESTANTS]))
+@click.option("--seeds", default=10, show_default=True)
+@click.option("--visits", "n", default=20_000, show_default=True, help="At most 50,000.")
+@click.option("--quick", is_flag=True, help="Two seeds, 2,000 visits: whether it runs, not who wins.")
+@click.option("--on", multiple=True, type=click.Choice(["invented", "movielens", "openbandit"]))
+@click.option("--plot", "path", metavar="FILE", help="Draw the curves: PNG, SVG or PDF.")
+def main(contestants, *, seeds: int, n: int, quick: bool, on, path: str | None) -> None:
+    labels = [*dict.fromkeys(["uniform", *(contestants or CONTESTANTS)])]
+    seeds, n = (2, 2000) if quick else (seeds, n)
+    console = Console(width=200, highlight=False)
+    results: dict[str, dict[str, list[Run]]] = {}
+
+    def show(title: str, make_audience: Callable[[int], Audience]) -> None:
+        results[title] = runs = compete(title, make_audience, labels, seeds, n)
+        console.print(f"### {title}, {n:,} visits, {seeds} seeds\n")
+        console.print(table(runs, n))
+
+    if not on or "invented" in on:
+        show("invented audience", Invented)
+    if not on or "movielens" in on:
+
+        def with_films(folder: Path) -> None:
+            show("MovieLens 100K", partial(MovieLens, folder))
+
+        audiences.fetched(with_films)
+    if path and results:
+        plot(results, path)
+    if not on or "openbandit" in on:
+        # 38 clicks on 80 items cannot rank anybody; the tables say so themselves.
+        policies = ["uniform", "thompson", "vw"]
+        limit = n if quick else None
+        report.show(report.run(["random/all"], policies, limit=limit), console, markdown=True)
+
+
+if __name__ == "__main__":
+    main()
