@@ -17,11 +17,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from . import __version__, errors, keys, settings
+
+if TYPE_CHECKING:
+    from .verification import Verdict
 
 EXIT: Mapping[type[Exception], int] = {
     errors.Damaged: 65,
@@ -296,22 +299,29 @@ def replay(
         console.print(f"The learning curves are in {plot}.", highlight=False)
 
 
+SHOWN = 20  # traces of a user that are listed, of each kind
+
+
 @command.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @click.option("--key-file", default="", metavar="FILE", help="Secret of the server. [default: DIR.key]")
-def verify(folder: Path, key_file: str) -> None:
+@click.option("--erased", metavar="ID", help="Also prove that nothing of this user is left.")
+def verify(folder: Path, key_file: str, erased: str | None) -> None:
     """Read a whole data directory and check it.
 
     Checks every checksum, folds the journal from its beginning, and compares the state with the snapshots.
-    Changes nothing; the server may be running.
+    With --erased it also looks for the user's id and pseudonym in every file, as grep would, and exits with
+    65 if anything is about that user. Changes nothing; the server may be running.
     """
+    if erased == "":
+        raise click.UsageError("--erased needs the id of a user")
     from . import signing
     from .verification import verify as check
 
-    key = signing.derive(signing.load(signing.key_path(key_file, folder)), "snapshots")
+    secret = signing.load(signing.key_path(key_file, folder))
     size = sum(path.stat().st_size for path in folder.glob("*.journal"))
     with _progress("folding", size) as advance:
-        verdict = check(folder, key, advance)
+        verdict = check(folder, signing.derive(secret, "snapshots"), advance)
     click.echo(
         f"{folder} is whole: events {verdict.first} to {verdict.end - 1}, "
         f"{len(verdict.snapshots)} snapshots compared, state {verdict.digest}"
@@ -321,6 +331,44 @@ def verify(folder: Path, key_file: str) -> None:
             f"It ends in {verdict.torn_bytes} bytes of a record that was never finished, or is being written "
             "now; nothing that was acknowledged is in them, unless the disk or a copy lost its end."
         )
+    if verdict.erasing:
+        click.echo(
+            f"Records of {verdict.erasing} users are still being erased, or will be by the next start; "
+            "until then snapshots may differ from the journal."
+        )
+    if erased:
+        _prove_erased(folder, erased, signing.Pseudonyms(secret)(erased), verdict)
+
+
+def _prove_erased(folder: Path, user_id: str, pseudonym: str, verdict: Verdict) -> None:
+    """Say what is left of a user. Raises `Damaged` if anything is."""
+    from .verification import traces
+
+    found = list(traces(folder, user_id, pseudonym))
+    theirs = [each for each in found if each.sure]
+    others = [each for each in found if not each.sure]
+    for traced, what in (
+        (theirs, "the user's pseudonym"),
+        (others, "the letters of the id, in data that is not under this user"),
+    ):
+        for each in traced[:SHOWN]:
+            click.echo(f"{each}: {what}")
+        if len(traced) > SHOWN:
+            click.echo(f"... and {len(traced) - SHOWN} more: {what}")
+    if theirs:
+        raise errors.Damaged(
+            f"{folder} names this user in {len(theirs)} places: not erased yet, or back since then"
+        )
+    click.echo(f"Nothing in {folder} is about this user: 0 places with the pseudonym.")
+    if verdict.first:
+        click.echo(
+            f"The journal begins at event {verdict.first}: what was learned from the user before cannot be "
+            "told from the rest, and is still in the model."
+        )
+    elif verdict.snapshots:
+        click.echo("The state that was saved equals a replay without that user's data.")
+    else:
+        click.echo("No saved state is there to be compared; the next start makes it from the journal.")
 
 
 @command.command()

@@ -12,8 +12,9 @@ import fcntl
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,17 +28,22 @@ def aside(path: Path) -> Path:
 
 
 def write_aside(
-    path: Path, *parts: bytes, check: Callable[[Path], None] = lambda new: None, mode: int = 0o666
+    path: Path,
+    *parts: bytes,
+    more: Iterable[bytes] = (),
+    check: Callable[[Path], None] = lambda new: None,
+    mode: int = 0o666,
 ) -> None:
     """Write what is to stand under `path` under its temporary name, and bring it to the disk.
 
-    It gets the permissions `mode`, less the umask. `check` may look at the finished file and raise. Whatever
-    is raised, the temporary file is gone.
+    `more` are parts that need not be in memory together. The file gets the permissions `mode`, less the
+    umask. `check` may look at it when it is finished, and raise. Whatever is raised, the temporary file is
+    gone.
     """
     new = aside(path)
     try:
         with open(new, "wb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, mode)) as file:
-            for part in parts:
+            for part in chain(parts, more):
                 file.write(part)
             file.flush()
             fsync(file.fileno(), new)
@@ -59,14 +65,18 @@ def give_name(path: Path) -> None:
 
 
 def write_durably(
-    path: Path, *parts: bytes, check: Callable[[Path], None] = lambda new: None, mode: int = 0o666
+    path: Path,
+    *parts: bytes,
+    more: Iterable[bytes] = (),
+    check: Callable[[Path], None] = lambda new: None,
+    mode: int = 0o666,
 ) -> None:
     """Write a file under a temporary name, and give it its own once the disk has it: see `write_aside`.
 
     Whatever is raised, nothing stands under `path` that did not before (after a `DiskFailure` of the folder,
     the new file may).
     """
-    write_aside(path, *parts, check=check, mode=mode)
+    write_aside(path, *parts, more=more, check=check, mode=mode)
     give_name(path)
 
 

@@ -111,6 +111,9 @@ class Engine:
         self.lock = threading.Lock()
         self.snapshot_lock = threading.Lock()
         self.snapshot_offset = state.applied
+        self.scrubbing = (
+            False  # users are being erased from the journal, which is not to be dropped meanwhile
+        )
         self.unwritten = 0  # choices served from memory because the disk refused them
         self.broken = ""  # why there is no state any more; empty while there is
         self.refusal = ""  # why the newest event could not be written down; empty when it was
@@ -409,7 +412,8 @@ class Engine:
             if done.offset < self.journal.start:  # its segment was dropped, perhaps just now
                 raise Expired("this decision is no longer in the journal", "event_id") from None
             raise
-        assert isinstance(event, Chosen | Unfilled)
+        if not isinstance(event, Chosen | Unfilled):  # scrubbed
+            raise Unknown("this decision was erased", "event_id")
         return Answer(event, done.offset)
 
     def _unknown(self, event_id: str) -> Unknown | Expired:
@@ -433,7 +437,7 @@ class Engine:
                 except BaseException:
                     self.snapshots.abandon(offset)
                     raise
-                if not self.keep_journal:
+                if not (self.keep_journal or self.scrubbing):
                     self.journal.drop_before(self.snapshots.older_offset())
             self.snapshot_offset = offset
         return offset

@@ -4,18 +4,19 @@ A choice is open for `wait` seconds. The first reward within them settles it at 
 passing of time settles it with `default`. Time is the newest `at` seen in any event, never the clock on the
 wall, so a choice expires at the same place in the journal everywhere, and a clock that jumps back never
 un-expires one. What has settled is remembered for a while, to tell a repeated reward from a conflicting one.
+What waits for a user who is erased is forgotten as if it had never been decided.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Any
 
 import msgspec
 
-from .events import Ad, Chosen, Event, Impressed, Rewarded, Saved, Settled, Unfilled, encode
+from .events import Ad, Chosen, Event, Impressed, Rewarded, Saved, Settled, Unfilled, UserErased, encode
 
 
 class Status(StrEnum):
@@ -88,6 +89,7 @@ class Joiner:
         self.open_bytes = 0  # of all choices in `open`
         self.given_up = 0  # choices that had to leave before their time
         self.forgotten = 0  # settled decisions that had to be forgotten
+        self.erased = -1  # offset of the newest erasure of a user; -1 when there was none
 
     def settle(self, offset: int, event: Event, ads: tuple[Ad, ...]) -> Iterator[Settled]:
         """What this event settles: choices whose time ran out, then the one that it rewards.
@@ -114,6 +116,18 @@ class Joiner:
                     yield self._close(waiting, Status.REWARDED, value, reward=value, reward_offset=offset)
                 elif (late := self.done.get(event_id)) and late.status is Status.EXPIRED:
                     self.done[event_id] = msgspec.structs.replace(late, reward=value, reward_offset=offset)
+            case UserErased(user=user):
+                self.erased = offset
+                self.forget([each for each, one in self.open.items() if user == one.choice.user_id != ""])
+
+    def forget(self, event_ids: Iterable[str]) -> None:
+        """Know nothing of these decisions any more, nor of the requests that led to them."""
+        for event_id in event_ids:
+            if waiting := self.open.pop(event_id, None):
+                self.open_bytes -= waiting.size
+                self._forget_request(waiting.choice.request_id, event_id)
+            if done := self.done.pop(event_id, None):
+                self._forget_request(done.request_id, event_id)
 
     def oldest(self) -> Open | None:
         """The open choice that will expire first."""
@@ -146,13 +160,16 @@ class Joiner:
         while len(self.done) > self.max_done:
             event_id, forgotten = self.done.popitem(last=False)
             self.forgotten += 1
-            if self.requests.get(forgotten.request_id) == event_id:
-                del self.requests[forgotten.request_id]
+            self._forget_request(forgotten.request_id, event_id)
 
     def _request(self, request_id: str, event_id: str) -> None:
         """The first decision under a request id stands, for as long as it is remembered."""
         if request_id:
             self.requests.setdefault(request_id, event_id)
+
+    def _forget_request(self, request_id: str, event_id: str) -> None:
+        if self.requests.get(request_id) == event_id:
+            del self.requests[request_id]
 
     def dump(self) -> Saved:
         """Each ad once, each slate once, then the choices that refer to them."""
@@ -162,12 +179,13 @@ class Joiner:
             if id(each.ads) not in numbers:
                 numbers[id(each.ads)] = slates.of([ads.of(ad) for ad in each.ads])
             waiting.append([each.offset, each.deadline, numbers[id(each.ads)], each.choice, each.seen])
-        counts = [self.given_up, self.forgotten]
+        counts = [self.given_up, self.forgotten, self.erased]
         return [self.now, counts, ads.items, slates.items, waiting, self.done, self.requests]
 
     def load(self, saved: Saved) -> None:
         """The inverse of `dump`."""
-        self.now, (self.given_up, self.forgotten), raw_ads, raw_slates, waiting, done, self.requests = saved
+        self.now, counts, raw_ads, raw_slates, waiting, done, self.requests = saved
+        self.given_up, self.forgotten, self.erased = counts
         ads = [Ad.load(raw) for raw in raw_ads]
         slates = [tuple(ads[number] for number in numbers) for numbers in raw_slates]
         names = [tuple(ad.id for ad in slate) for slate in slates]  # one tuple for all: 100 ids are 6 KB

@@ -29,6 +29,7 @@ from . import api, diagnosis, keys, signing
 from .clock import Clock
 from .directory import DataDirectory
 from .engine import Engine, recover
+from .erasing import Scrubber, Stopped
 from .errors import DiskFailure, Invalid, Misconfigured, Unavailable
 from .events import Ad
 from .guard import IDLE, Door, give_up_on_who_does_not_read, raise_limits
@@ -41,6 +42,7 @@ from .state import State
 
 log = logging.getLogger(__name__)
 
+SCRUB_AGAIN = 60.0  # seconds after which erasing is tried again, if the disk was in the way
 GRACE = 2.0  # seconds for requests under way when the server is told to stop
 
 
@@ -196,6 +198,9 @@ class _Housekeeper(threading.Thread):
         self.saved = time.monotonic()
         self.alarms: set[str] = set()  # codes of those that were logged
         self.settled = self._settled()
+        self.scrubber = Scrubber(engine, self.stop)
+        self.scrubbing = threading.Thread()  # takes as long as the journal is long, so it has its own
+        self.scrub_after = 0.0  # by the monotonic clock
 
     def _settled(self) -> int:
         total = self.engine.state.stats.total
@@ -213,11 +218,32 @@ class _Housekeeper(threading.Thread):
                 self.door.clear()
                 self.engine.tick()
                 self._snapshot()
+                self._scrub()
             except (Unavailable, DiskFailure) as error:
                 log.error("housekeeping: %s", error)
             except Exception:  # a bug; without ticks and snapshots the rest still works, so it goes on
                 log.exception("housekeeping failed")
+        if self.scrubbing.is_alive():
+            self.scrubbing.join()
         self._warn()
+
+    def _scrub(self) -> None:
+        """Erase from disk and model who was erased, if anybody was."""
+        if not self.scrubbing.is_alive() and time.monotonic() >= self.scrub_after and self.scrubber.pending():
+            self.scrub_after = time.monotonic() + SCRUB_AGAIN
+            self.scrubbing = threading.Thread(target=self._erase, name="scrubber", daemon=True)
+            self.scrubbing.start()
+
+    def _erase(self) -> None:
+        try:
+            self.scrubber.scrub()
+            self.scrub_after = 0.0
+        except Stopped:
+            pass
+        except (Unavailable, DiskFailure) as error:
+            log.error("users were erased, but traces of them are left; it is tried again: %s", error)
+        except Exception:
+            log.exception("users were erased, but traces of them are left; it is tried again")
 
     def _warn(self) -> None:
         """Say of an alarm that it began, once."""

@@ -87,10 +87,11 @@ class Snapshots:
             else:
                 yield offset, saved
 
-    def clear(self) -> None:
-        """Delete all: what they know is no longer what the journal leads to."""
+    def clear(self, but: int = -1) -> None:
+        """Delete all, but for one: what they know is no longer what the journal leads to."""
         for path in self._paths():
-            path.unlink()
+            if int(path.stem) != but:
+                path.unlink()
         fsync_folder(self.folder)
 
     def offsets(self) -> list[int]:

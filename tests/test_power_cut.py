@@ -133,6 +133,73 @@ def test_after_a_power_cut_at_any_call_all_that_was_acknowledged_is_there(disk, 
     assert disk.cuts > 400
 
 
+def test_after_a_power_cut_while_it_is_rewritten_every_segment_is_the_old_or_the_new(disk):
+    records = [b"%d:" % n * 5 for n in range(30)]
+    state = {"complete": False, "sealed": 0}
+
+    def scrub(offset, record):
+        return b"gone" if offset % 4 == 0 else None
+
+    def check(copy):
+        for path in copy.glob("*.tmp"):
+            path.unlink()  # as whoever has the directory does first
+        found = list(scan(copy))
+        for offset, record in found:
+            assert record in (records[offset], b"gone" if offset % 4 == 0 else b"")
+        journal = Journal(str(copy), segment_bytes=150)
+        assert journal.end >= state["sealed"]
+        assert list(journal.read(0))[: len(found)] == found
+        if state["complete"]:
+            assert [each for _, each in found].count(b"gone") == 8
+        else:
+            assert journal.rewrite(scrub, 0, journal.seal()) >= 7
+        journal.close()
+        shutil.rmtree(copy)
+
+    disk.folder.mkdir()
+    with disk.watched(lambda copy: check(copy) if state["sealed"] else shutil.rmtree(copy)):
+        journal = Journal(str(disk.folder), segment_bytes=150)
+        for record in records:
+            journal.append(record)
+        state["sealed"] = journal.seal()
+        journal.rewrite(scrub, 0, state["sealed"])
+        state["complete"] = True
+        journal.close()
+    assert disk.cuts > 100
+
+
+REWRITE = """
+import sys
+from banditads.journal.file import Journal
+journal = Journal(sys.argv[1], segment_bytes=3000)
+print(journal.end, flush=True)
+number = journal.end
+while True:
+    for _ in range(20):
+        journal.append(b"%d," % journal.end * 40)
+    journal.rewrite(lambda offset, record: record + b"!" if offset % 9 == 0 else None, 0, journal.seal())
+    print(journal.end, flush=True)
+"""
+
+
+def test_a_journal_that_is_rewritten_survives_being_killed_again_and_again(tmp_path):
+    for lines in (1, 2, 6):
+        with subprocess.Popen(
+            [sys.executable, "-c", REWRITE, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        ) as process:
+            for _ in range(lines):
+                end = int(process.stdout.readline())
+            process.send_signal(signal.SIGKILL)
+        there = list(scan(tmp_path))
+        assert len(there) >= end
+        for number, (offset, record) in enumerate(there):
+            assert offset == number
+            assert record.rstrip(b"!") == b"%d," % offset * 40
+            assert offset % 9 == 0 or not record.endswith(b"!")
+        for path in tmp_path.glob("*.tmp"):
+            path.unlink()
+
+
 APPEND = """
 import sys
 from banditads.journal.file import Journal

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from ..errors import Misconfigured
@@ -47,6 +47,28 @@ class Journal(Protocol):
 
     def drop_before(self, offset: int) -> None:
         """Forget records below `offset`, or fewer: whole segments only."""
+
+    def seal(self) -> int:
+        """Let every record there is be rewritten from now on; the offset where they end.
+
+        One thread at a time, and none that appends meanwhile. Raises like `append`.
+        """
+
+    def rewrite(
+        self,
+        replace: Callable[[int, bytes], bytes | None],
+        start: int,
+        stop: int,
+        pause: Callable[[], object] = lambda: None,
+    ) -> int:
+        """Put other payloads in place of records from `start` to `stop`, at the same offsets; how many.
+
+        Only of sealed ones; those that are gone are left out. `replace(offset, payload)` is asked about each,
+        once, in order, and gives None for what stays as it is. `pause` is called between records; it may take
+        its time, or raise to give up. Everybody else appends, syncs and reads on meanwhile, and reads the old
+        or the new. When this returns the old ones are gone; given up, or after a crash, some are and some are
+        not. Raises `errors.Unavailable` and `errors.DiskFailure`.
+        """
 
     def close(self) -> None:
         """Make everything durable and let go of the files."""

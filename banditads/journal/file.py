@@ -10,6 +10,9 @@ may have dropped the pages, so trying again proves nothing.
 Opening reads the last segment, and of the others the headers: a restart does not take longer for a longer
 history. Their records are checked whenever they are read.
 
+Rewriting replaces whole segments, each by a new file with a salt of its own, under the same name: whoever has
+the old one open reads it to its end, and byte places that are remembered of it do not count for the new one.
+
 >>> from tempfile import TemporaryDirectory
 >>> with TemporaryDirectory() as folder:
 ...     journal = Journal(folder)
@@ -27,10 +30,11 @@ import threading
 import time
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from struct import Struct
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -48,6 +52,11 @@ MAX_RECORD = 64 * 2**20  # bytes of payload
 MARK_EVERY = 1024  # records between two whose places are remembered: reading one record takes a millisecond
 FLUSH_SECONDS = 1.0  # between two fdatasyncs with `everysec`
 BUFFER = 2**18  # bytes read at once
+
+
+# Offset of every MARK_EVERYth record -> (crc of its segment's salt, byte in it). The salt tells whether the
+# file is still the same.
+Marks: TypeAlias = dict[int, tuple[int, int]]
 
 
 class Segment(NamedTuple):
@@ -94,7 +103,8 @@ class Journal:
         self.cut_bytes = 0
         self.end = 0
         self._file = -1
-        self._marks: dict[int, int] = {}  # offset of every MARK_EVERYth record -> byte in its segment
+        self._marks: Marks = {}
+        self._files = threading.Lock()  # held while a segment that is not written to is deleted or replaced
         self._durable = 0  # every record below this is on the disk
         self._leading = False  # somebody is syncing, or changing which file is written
         self._waiting: list[tuple[int, threading.Lock]] = []  # (offset, what its thread waits for)
@@ -136,7 +146,7 @@ class Journal:
                 raise Unavailable(f"the journal cannot be written: {error.strerror}") from error
             raise
         if offset % MARK_EVERY == 0:
-            self._marks[offset] = self._size
+            self._marks[offset] = self._salt_crc, self._size
         self._size += len(record)
         self.end = offset + 1
         return offset
@@ -166,17 +176,86 @@ class Journal:
 
     def drop_before(self, offset: int) -> None:
         """Delete segments that hold nothing from `offset` on; never the one that is written to."""
-        while len(self._segments) > 1 and self._segments[1].first <= offset:
-            oldest = self._segments.pop(0)  # first: who reads from here on knows that it is gone
+        with self._files:
+            while len(self._segments) > 1 and self._segments[1].first <= offset:
+                oldest = self._segments.pop(0)  # first: who reads from here on knows that it is gone
+                try:
+                    oldest.path.unlink(missing_ok=True)
+                    fsync_folder(self.folder)  # one by one: no power cut may leave a hole
+                except OSError as error:
+                    self._segments.insert(0, oldest)
+                    raise Unavailable(f"a segment cannot be deleted: {error.strerror}") from error
+                except DiskFailure as error:
+                    raise self._poison(str(error)) from error
+        self._marks = {at: place for at, place in list(self._marks.items()) if at >= self.start}
+
+    def seal(self) -> int:
+        """Begin a segment, so that all that is written stands in one that is not written to any more."""
+        self._check()
+        if self._size > HEADER.size:
+            self._rotate()
+        return self._segments[-1].first
+
+    def rewrite(
+        self,
+        replace: Callable[[int, bytes], bytes | None],
+        start: int,
+        stop: int,
+        pause: Callable[[], object] = lambda: None,
+    ) -> int:
+        """Put other payloads in place of sealed records. A segment in which none changes is left alone."""
+        count = 0
+        for segment, after in pairwise(list(self._segments)):
+            if segment.first >= stop or after.first <= start:
+                continue
             try:
-                oldest.path.unlink(missing_ok=True)
-                fsync_folder(self.folder)  # one by one: no power cut may leave a hole
+                count += self._rewrite(segment, replace, start, stop, pause)
+            except FileNotFoundError:
+                if segment in self._segments:  # otherwise it was dropped just now
+                    raise _damaged(segment.path, "it is no longer there, but a later segment is") from None
             except OSError as error:
-                self._segments.insert(0, oldest)
-                raise Unavailable(f"a segment cannot be deleted: {error.strerror}") from error
+                raise Unavailable(f"a segment cannot be rewritten: {error.strerror}") from error
             except DiskFailure as error:
                 raise self._poison(str(error)) from error
-        self._marks = {at: place for at, place in list(self._marks.items()) if at >= self.start}
+        return count
+
+    def _rewrite(
+        self,
+        segment: Segment,
+        replace: Callable[[int, bytes], bytes | None],
+        start: int,
+        stop: int,
+        pause: Callable[[], object],
+    ) -> int:
+        """Look for what changes in one segment; if anything does, put a new file in its place."""
+        new: dict[int, bytes] = {}
+        for offset, payload, _ in _records(segment, self._marks, start, last=False):
+            pause()
+            if start <= offset < stop and (other := replace(offset, payload)) is not None:
+                new[offset] = other
+        if not new:
+            return 0
+        written = 0  # crc of the new file
+
+        def parts() -> Iterator[bytes]:
+            nonlocal written
+            for part in _anew(segment, new):
+                pause()
+                written = zlib.crc32(part, written)
+                yield part
+
+        def check(path: Path) -> None:
+            found = 0
+            with path.open("rb") as file:
+                while part := file.read(BUFFER):
+                    pause()
+                    found = zlib.crc32(part, found)
+            if found != written:
+                raise Unavailable(f"the segment {path} does not read back as it was written")
+
+        with self._files:  # a segment that is deleted must not come back: there must be something to read
+            write_durably(segment.path, more=parts(), check=check)
+        return len(new)
 
     def close(self) -> None:
         """Make everything durable and let go of the file."""
@@ -276,9 +355,8 @@ class Journal:
     def _begin_segment(self) -> None:
         before = self._segments[-1].first if self._segments else self.end
         salt = secrets.token_bytes(16)
-        header = HEADER.pack(MAGIC, VERSION, self.end, before, salt, 0)[:-4]
         path = _path(self.folder, self.end)
-        write_durably(path, header + zlib.crc32(header).to_bytes(4, "little"))
+        write_durably(path, _head(self.end, before, salt))
         self._use(path, salt, HEADER.size)
         self._segments.append(Segment(self.end, path))
 
@@ -339,6 +417,18 @@ def torn_bytes(folder: Path) -> int:
     return max(0, segment.path.stat().st_size - end)
 
 
+def record_at(path: Path, place: int) -> tuple[int, bytes] | None:
+    """(offset, payload) of the record that this byte of a segment is in; None if it is in none."""
+    segment, end = Segment(int(path.stem), path), 0
+    for offset, payload, begin in _records(segment, {}, segment.first, last=True):
+        end = begin + HEAD.size + len(payload)
+        if begin <= place < end:
+            return offset, payload
+        if place < begin:
+            break
+    return None
+
+
 def first_offset(folder: Path) -> int:
     """The offset of the oldest record in a folder; 0 if there is none."""
     segments = _segments(folder)
@@ -369,6 +459,23 @@ def _write_all(file: int, data: bytes) -> None:
         data = data[os.write(file, data) :]
 
 
+def _head(first: int, before: int, salt: bytes) -> bytes:
+    """The header of a segment."""
+    header = HEADER.pack(MAGIC, VERSION, first, before, salt, 0)[:-4]
+    return header + zlib.crc32(header).to_bytes(4, "little")
+
+
+def _anew(segment: Segment, new: dict[int, bytes]) -> Iterator[bytes]:
+    """The bytes of a segment with `new` payloads at their offsets, and another salt."""
+    salt = secrets.token_bytes(16)
+    with segment.path.open("rb") as file:
+        before, _ = _header(file, segment)
+    yield _head(segment.first, before, salt)
+    salt_crc = zlib.crc32(salt)
+    for offset, payload, _ in _records(segment, {}, segment.first, last=False):
+        yield _record(salt_crc, offset, new.get(offset, payload))
+
+
 def _header(file: BinaryIO, segment: Segment) -> tuple[int, bytes]:
     """(first offset of the segment before, salt)."""
     raw = file.read(HEADER.size)
@@ -380,9 +487,7 @@ def _header(file: BinaryIO, segment: Segment) -> tuple[int, bytes]:
     return before, salt
 
 
-def _read(
-    folder: Path, segments: list[Segment], start: int, marks: dict[int, int]
-) -> Iterator[tuple[int, bytes]]:
+def _read(folder: Path, segments: list[Segment], start: int, marks: Marks) -> Iterator[tuple[int, bytes]]:
     """Records from `start` on. The next segment is the one named after where this one has ended."""
     begin = bisect_right(segments, start, key=lambda segment: segment.first) - 1
     if begin < 0:
@@ -404,18 +509,19 @@ def _read(
         segment = Segment(end, _path(folder, end))
 
 
-def _records(
-    segment: Segment, marks: dict[int, int], start: int, *, last: bool
-) -> Iterator[tuple[int, bytes, int]]:
+def _records(segment: Segment, marks: Marks, start: int, *, last: bool) -> Iterator[tuple[int, bytes, int]]:
     """(offset, payload, byte) of the records of a segment, from the last mark before `start` on.
 
     Stops at a torn tail, if this is the last segment. `marks` are added to.
     """
     marked = range(start - start % MARK_EVERY, segment.first - 1, -MARK_EVERY) if marks else ()
-    expected = next((offset for offset in marked if offset in marks), segment.first)
-    place = marks.get(expected, HEADER.size)
     with segment.path.open("rb", BUFFER) as file:
         salt_crc = zlib.crc32(_header(file, segment)[1])
+        expected, place = segment.first, HEADER.size
+        for offset in marked:
+            if (mark := marks.get(offset)) and mark[0] == salt_crc:
+                expected, place = offset, mark[1]
+                break
         file.seek(place)
         while True:
             while len(head := file.read(HEAD.size)) == HEAD.size:
@@ -425,7 +531,7 @@ def _records(
                 if not fits or offset != expected:
                     break
                 if offset % MARK_EVERY == 0:
-                    marks[offset] = place
+                    marks[offset] = salt_crc, place
                 yield offset, payload, place
                 expected, place = offset + 1, place + HEAD.size + length
             file.seek(place)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ..errors import Damaged
 
@@ -44,6 +44,27 @@ class Journal:
         dropped = max(0, min(offset, self.end) - self.start)
         del self.records[:dropped]
         self.start += dropped
+
+    def seal(self) -> int:
+        """Records in a list can always be replaced."""
+        return self.end
+
+    def rewrite(
+        self,
+        replace: Callable[[int, bytes], bytes | None],
+        start: int,
+        stop: int,
+        pause: Callable[[], object] = lambda: None,
+    ) -> int:
+        """Put other payloads in place of some."""
+        count = 0
+        for offset in range(max(start, self.start), min(stop, self.end)):
+            pause()
+            new = replace(offset, self.records[offset - self.start]) if offset >= self.start else None
+            if new is not None and offset >= self.start:  # otherwise it was dropped meanwhile
+                self.records[offset - self.start] = new
+                count += 1
+        return count
 
     def close(self) -> None:
         """Nothing to let go of."""
