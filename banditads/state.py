@@ -76,7 +76,7 @@ class State:
         **joining: Any,
     ) -> None:
         self.catalog = Catalog()
-        self.joiner = Joiner(**joining)
+        self.joiner = Joiner(low=reward_min, high=reward_max, **joining)
         self.stats = Stats()
         self.policy_name = policy
         self.policy = policies.make(policy, **(options or {}))
@@ -111,11 +111,10 @@ class State:
             raise Gap(f"wanted event {self.applied}, got {offset}")
         self.applied = offset + 1
         ads = self.catalog.resolve(event) if isinstance(event, Chosen) else ()
-        landed = False
+        late = isinstance(event, Rewarded) and not self.joiner.in_time(event.event_id, event.at)
         for settled in self.joiner.settle(offset, event, ads):
             self._learn(settled)
             self.stats.apply(settled)
-            landed = landed or not settled.silent
         if isinstance(event, SetAside):
             if event.event_id not in self.skip and self.joiner.knows(event.event_id):
                 raise Spoilt(event.event_id, "the journal says that it was set aside")
@@ -123,7 +122,7 @@ class State:
         if not ads and (rows := self.catalog.apply(event)):
             assert isinstance(event, AdsPut | AdRemoved)
             self.recommender.apply(event, rows)
-        self.stats.apply(event, late=isinstance(event, Rewarded) and not landed)
+        self.stats.apply(event, late=late)
 
     def _learn(self, settled: Settled) -> None:
         choice, ads = settled.choice, settled.ads

@@ -14,7 +14,7 @@ import itertools
 import logging
 import pkgutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from gzip import compress
 from typing import Any, NamedTuple
@@ -27,7 +27,8 @@ np.unicode_ = np.str_  # noqa: NPY201  (hug 2.6.1 still asks for the name that N
 import falcon  # noqa: E402
 import hug  # noqa: E402
 
-from .. import errors, keys, parsing, wire  # noqa: E402
+from .. import errors, keys, parsing, wire, worth  # noqa: E402
+from ..cors import Cors  # noqa: E402
 from ..guard import Door, Guard  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Call(msgspec.Struct):  # made in .06 us, a tuple in .3
     body: Any  # decoded; None where the route takes none
     media: str  # of the body
     token: str  # of the key; empty where there is none
+    request: wire.Incoming  # as it came
 
 
 class Routes:
@@ -78,12 +80,14 @@ class Routes:
         Who may do what.
     door
         What never got so far.
+    worths
+        What the things that visitors do are worth.
     observe
         Told of every request: method, path as declared, status, seconds.
     """
 
-    def __init__(self, api: hug.API, known: keys.Keys, door: Door) -> None:
-        self.api, self.keys, self.door = api, known, door
+    def __init__(self, api: hug.API, known: keys.Keys, door: Door, worths: worth.Worths) -> None:
+        self.api, self.keys, self.door, self.worths = api, known, door, worths
         self.all: list[Route] = []
         self.handlers: dict[tuple[str, str], Callable[[Call], Any]] = {}
         self.observe: Callable[[str, str, int, float], None] = lambda *_: None
@@ -147,7 +151,7 @@ class Routes:
             token = wire.bearer(request)
             if route.scope is not None:  # before anything else of the request is read
                 self.keys.check(token, route.scope)
-            if route.method in ("GET", "HEAD", "DELETE"):
+            if route.body is None:
                 wire.no_body(request)
             query = wire.query(request)
             if "*" not in route.query and (unknown := query.keys() - route.query.keys()):
@@ -161,7 +165,7 @@ class Routes:
                     )
                 raw = wire.body(request, route.limit)
                 body = raw if route.body is bytes else parsing.decode(raw, route.body, media)
-            answer = handler(Call(_id(id), query, body, media, token))
+            answer = handler(Call(_id(id), query, body, media, token, request))
         except Exception as error:  # the edge: everything becomes a reply
             answer = wire.refusal(error)
             if answer.status >= 500:
@@ -261,10 +265,17 @@ class _Response(falcon.Response):
         self.status, self._headers, self._data = status, headers, data
 
 
-def build(engine, known: keys.Keys | None = None, door: Door | None = None) -> Guard:
+def build(
+    engine,
+    known: keys.Keys | None = None,
+    door: Door | None = None,
+    *,
+    worths: worth.Worths = worth.DEFAULT,
+    origins: Collection[str] = (),
+) -> Guard | Cors:
     """The WSGI application of one engine, for whom it may concern. Several can live in one process."""
     api = hug.API(f"banditads-{next(_serial)}")  # hug keeps one API per name; each engine gets its own
-    routes = Routes(api, known or keys.Keys(None), door or Door())
+    routes = Routes(api, known or keys.Keys(None), door or Door(), worths)
     for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
         importlib.import_module(f"{__name__}.{module.name}").mount(routes, engine)
     api.http.set_not_found_handler(_not_found)
@@ -273,7 +284,8 @@ def build(engine, known: keys.Keys | None = None, door: Door | None = None) -> G
     api.http.versions = versions  # its help needs them
     application.set_error_serializer(partial(_serialise, routes))
     application._request_type, application._response_type = _Request, _Response  # hug does not ask for them
-    return Guard(_Edge(application, routes), routes.door, max(route.limit for route in routes.all))
+    guard = Guard(_Edge(application, routes), routes.door, max(route.limit for route in routes.all))
+    return Cors(guard, origins) if origins else guard
 
 
 class _Edge:

@@ -83,11 +83,13 @@ def _operation(route, schema, locked) -> dict[str, Any]:
     elif route.produces != parsing.JSON:
         good["content"] = {route.produces.partition(";")[0]: {"schema": {"type": "string"}}}
     statuses = dict(EVERY) | (KEYED if locked and route.scope is not None else {})
-    changes = route.method in ("POST", "PUT", "DELETE") or route.path.startswith("/impression")
+    changes = route.method in ("POST", "PUT", "DELETE") or route.path.startswith(
+        ("/impression", "/conversion")
+    )
     whole = not route.path.endswith("/batch")  # there, each item has a status of its own
     if changes and whole and not route.path.startswith(("/choose", "/predict")):  # those answer from memory
         statuses |= WRITES
-    if whole and route.path.startswith(("/choose", "/click", "/impression")):
+    if whole and route.path.startswith(("/choose", "/click", "/impression", "/conversion", "/dwell")):
         statuses |= FORGOTTEN
     statuses |= route.statuses
     if route.body is not None:
