@@ -1,7 +1,7 @@
 """What a visitor did, as a reward: a number, or in proportion to the money or the time it was about.
 
->>> parse("1")(59.9, 0, 1), parse("value / 100")(59.9, 0, 1), parse("value")(59.9, 0, 1)
-(1.0, 0.599, 1.0)
+>>> [parse(text)(59.9, low=0.0, high=1.0) for text in ("0.5", "value / 100", "value")]
+[0.5, 0.599, 1.0]
 >>> parse("") is None  # no reward
 True
 """

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from .. import __version__, features, parsing, wire
+from .tracking import MAX_DWELL, MAX_VALUE
 
 REF = "#/components/schemas/{name}"
 EVERY = {400: "Malformed or out of range; nothing changed.", 500: "Our fault; logged."}
@@ -30,8 +31,11 @@ ID = MAYBE_ID | {"minLength": 1}
 QUERY = {  # what a parameter may be, where not any text
     "slots": {"type": "integer", "const": 1},
     "limit": {"type": "integer", "minimum": 1, "maximum": 1000},
-    **dict.fromkeys(("user_id", "placement", "request_id", "event_id"), MAYBE_ID),
+    "value": {"type": "number", "minimum": -MAX_VALUE, "maximum": MAX_VALUE},
+    "seconds": {"type": "number", "minimum": 0, "maximum": MAX_DWELL},
+    **dict.fromkeys(("user_id", "placement", "request_id", "event_id", "order_id"), MAYBE_ID),
 }
+REQUIRED = ("seconds",)
 FREE = {  # the parameters that are features
     "type": "object",
     "propertyNames": {"minLength": 1, "maxLength": features.MAX_NAME, "pattern": parsing.PRINTABLE},
@@ -126,6 +130,7 @@ def _security(route, locked) -> list[dict[str, Any]]:
 def _parameters(route) -> list[dict[str, Any]]:
     found = [
         {"name": name, "in": "query", "description": help, "schema": QUERY.get(name, TEXT)}
+        | ({"required": True} if name in REQUIRED else {})
         for name, help in route.query.items()
         if name != "*"
     ]

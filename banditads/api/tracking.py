@@ -1,4 +1,4 @@
-"""What a visitor does with an ad: /impression, /click, /conversion, /dwell; and /banditads.js, that tells of it.
+"""What a visitor does with an ad: /impression, /click, /conversion, /dwell; and the script /banditads.js.
 
 A browser tells without asking and without a body: by a picture, a link, or a beacon, which is an empty POST
 to the same address. Each counts once. What it is worth is configured, not said by the browser.
@@ -32,8 +32,11 @@ ONWARD = {"Referrer-Policy": "strict-origin", "X-Robots-Tag": "noindex, nofollow
 MAX_VALUE = 1e12
 MAX_DWELL = 86400.0  # seconds
 PURPOSES = ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz")  # old browsers have names of their own
-GONE = {404: "No such event.", 410: "Too late: written down, not learned from."}
-ONCE = {**GONE, 409: "Another one was already given for this event."}
+ONCE = {
+    404: "No such event.",
+    409: "Another one was already given for this event, or too many were.",
+    410: "Too late: written down, not learned from.",
+}
 CONVERSION = {
     "value": "What it brought; 1 if it is not said.",
     "order_id": "Tells several conversions of one event apart.",

@@ -16,7 +16,7 @@
       if (!reply.ok) throw Object.assign(Error(said.error.message), said.error)
       return said
     },
-    // The element shows the choice. Half of it in view for a second: an impression.
+    // The element shows the choice; half in view for a second is seen.
     watch(element, choice) {
       let timer
       const eye = new IntersectionObserver(seen => {
@@ -30,7 +30,7 @@
         try { localStorage.banditads = choice.event_id } catch { }
       })
     },
-    // A purchase, say; after the ad that was clicked last, or after `of`.
+    // A purchase, say; after the ad clicked last, or `of`.
     convert(value = 1, order = "", of = last()) {
       if (of) send(`/conversion/${id(of)}?value=${value}&order_id=${q(order)}`)
     },
