@@ -54,7 +54,7 @@ def make_engine(clock):
     def make(policy="uniform", journal=None, *, ads=ADS, options=None, **given):
         joining = {
             name: given.pop(name)
-            for name in ("wait", "default", "max_open", "max_open_bytes", "max_done")
+            for name in ("wait", "default", "max_open", "max_open_bytes", "max_done", "aggregation")
             if name in given
         }
         state = State(policy, options, **joining)
