@@ -164,10 +164,10 @@ def mount(routes, engine) -> None:  # noqa: D103, PLR0915
     @routes.add("POST", "/conversion", scope=None, body=ConversionBody, reply=TrackReply, statuses=ONCE)
     def conversion_of_a_server(call):
         """The visitor bought something. A key for `reward`, if one is sent, is good for ids of your own."""
-        body, token = call.body, wire.bearer(call.request)
+        body = call.body
         check_id(body.event_id, "event_id")
-        if token:
-            routes.keys.check(token, "reward")
+        if call.token:
+            routes.keys.check(call.token, "reward")
         else:
             known(body.event_id, "event_id")
         return converted(body.event_id, body.value, body.order_id)
