@@ -134,7 +134,6 @@ def test_a_page_of_another_origin_does_the_same_by_script(shop, tmp_path):
     with browser(tmp_path) as page:
         page.get(f"{origin}/script")
         becomes(True, page.find_element("id", "ad").is_displayed)
-        assert signals(server) == {"impression": 0}  # nobody can have seen it for a second yet
         becomes({"impression": 1}, lambda: signals(server))
         before, [decision] = likely(server), decided(server)
         page.find_element("id", "ad").click()
