@@ -20,7 +20,7 @@ from .diagnosis import Alarm
 from .errors import Conflict, Damaged, DiskFailure, Expired, Invalid, Refused, Unavailable, Unknown
 from .events import Act, Ad, Chosen, Event, Features, Unfilled
 from .forking import Copy
-from .joiner import Done, Status
+from .joiner import MAX_SAID, Done, Said, Status
 from .journal import Journal
 from .parsing import MAX_ADS, in_slices
 from .snapshots import Snapshots
@@ -30,11 +30,14 @@ log = logging.getLogger(__name__)
 
 LATE = "the reward came after its window: written down, not learned from"
 AT_ONCE = 100  # users told of while everybody else waits: about a millisecond
-Said = TypeVar("Said")
+Told = TypeVar("Told")
 
 
 class Receipt(NamedTuple):
-    """What became of a reward: `applied` or `duplicate`, and where it stands in the journal."""
+    """What became of a reward, and where it stands in the journal.
+
+    `applied`: it counts. `duplicate`: it did already. `noted`: something else counts for this choice.
+    """
 
     status: str
     offset: int
@@ -56,6 +59,7 @@ class Decision(NamedTuple):
     event: Chosen | Unfilled
     status: Status
     reward: float | None
+    said: tuple[Said, ...] = ()
 
 
 class Ids(Protocol):
@@ -211,9 +215,14 @@ class Engine:
                 proposals=self.proposals,
             )
 
-    def reward(self, event_id: str, value: float) -> Receipt:
-        """Say what a choice was worth. Returns when the reward is learned and durable."""
-        receipt, late = self._take(event_id, value)
+    def reward(
+        self, event_id: str, value: float, kind: str = "", order: str = "", amount: float = 0.0
+    ) -> Receipt:
+        """Say what a choice was worth. Returns when the reward is learned and durable.
+
+        `kind`, `order` and `amount` as in `events.Rewarded`. Of each kind and order there is one.
+        """
+        receipt, late = self._take(event_id, value, kind, order, amount)
         self.journal.sync(receipt.offset)
         if late:
             raise Expired(LATE, "event_id")
@@ -242,38 +251,49 @@ class Engine:
                 said.append(failed or (Expired(LATE, "event_id") if each[1] else each[0]))
         return said
 
-    def _take(self, event_id: str, value: float) -> tuple[Receipt, bool]:
+    def _take(
+        self, event_id: str, value: float, kind: str = "", order: str = "", amount: float = 0.0
+    ) -> tuple[Receipt, bool]:
         low, high = self.state.reward_min, self.state.reward_max
         if not low <= value <= high:
             raise Invalid(f"reward must lie between {low:g} and {high:g}", "reward")
         with self.lock:
-            return self._reward(event_id, value)
+            return self._reward(event_id, value, kind, order, amount)
 
-    def _reward(self, event_id: str, value: float) -> tuple[Receipt, bool]:
+    def _reward(
+        self, event_id: str, value: float, kind: str, order: str, amount: float
+    ) -> tuple[Receipt, bool]:
         """(what became of it, whether it was too late)."""
         at, joiner = self.clock(), self.state.joiner
+        if not joiner.knows(event_id):
+            raise self._unknown(event_id)
         done = joiner.done.get(event_id)
-        if done is None:
-            if event_id not in joiner.open:
-                raise self._unknown(event_id)
-            late = not joiner.in_time(event_id, at)
-            return Receipt("applied", self._record(events.Rewarded(at, event_id, float(value)))), late
-        if done.status is Status.UNFILLED:
+        if done and done.status is Status.UNFILLED:
             raise Unknown("nothing was shown under this event id", "event_id")
-        if done.reward is None:
-            return Receipt("applied", self._record(events.Rewarded(at, event_id, float(value)))), True
-        if done.status is Status.REWARDED and done.reward != value:
-            raise Conflict("another reward was already given for this event", "reward")
-        return Receipt("duplicate", done.reward_offset), done.status is Status.EXPIRED
+        if said := joiner.heard(event_id, kind, order):
+            expired = done is not None and done.status is Status.EXPIRED
+            if said.amount != (amount if kind else value) and not expired:
+                raise Conflict(
+                    f"another {kind or 'reward'} was already given for this event",
+                    "value" if kind else "reward",
+                )
+            return Receipt("duplicate", said.offset), expired
+        if len(joiner.said(event_id)) >= MAX_SAID:
+            raise Conflict(f"{MAX_SAID} rewards were already given for this event", "event_id")
+        late = not joiner.in_time(event_id, at)
+        offset = self._record(events.Rewarded(at, event_id, float(value), kind, order, amount))
+        return Receipt("noted" if done else "applied", offset), late
 
-    def impress(self, event_id: str) -> None:
-        """The ad of a choice was seen. Counted once, while the choice waits for its reward."""
+    def impress(self, event_id: str) -> bool:
+        """The ad of a choice was seen. Counted once, while the choice waits for its reward; whether now."""
         with self.lock:
             waiting = self.state.joiner.open.get(event_id)
             if waiting is None and event_id not in self.state.joiner.done:
                 raise self._unknown(event_id)
-            if waiting and not waiting.seen:
-                self._record(events.Impressed(self.clock(), event_id, waiting.choice.ad_id))
+            if waiting is None or waiting.seen:
+                return False
+            self._record(events.Impressed(self.clock(), event_id, waiting.choice.ad_id))
+            return True
 
     def put_ads(self, ads: Sequence[Ad]) -> int:
         """Add ads to the catalog or replace them; all or nothing. Returns when that is durable."""
@@ -339,7 +359,7 @@ class Engine:
         return offset
 
     def _record_each(
-        self, said: Mapping[str, Said], event: Callable[[float, str, Said], Event | None]
+        self, said: Mapping[str, Told], event: Callable[[float, str, Told], Event | None]
     ) -> int | None:
         """Record an event for each user of whom there is one to record; the newest offset, once durable."""
         offset, users, count = None, iter(said.items()), 0
@@ -398,11 +418,11 @@ class Engine:
         """What was decided under this id, and what became of it."""
         with self.lock:
             if waiting := self.state.joiner.open.get(event_id):
-                return Decision(waiting.choice, Status.PENDING, None)
+                return Decision(waiting.choice, Status.PENDING, None, waiting.said)
             done = self.state.joiner.done.get(event_id)
             if not done:
                 raise self._unknown(event_id)
-        return Decision(self._read_back(done).event, done.status, done.reward)
+        return Decision(self._read_back(done).event, done.status, done.reward, done.said)
 
     def _read_back(self, done: Done) -> Answer:
         """A decision as it stands in the journal."""

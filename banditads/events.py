@@ -6,8 +6,8 @@ msgpack array whose first item is the event's name. Fields are only ever added, 
 old journals then still decode, and old programs skip what they do not know.
 
 >>> event = Rewarded(at=12.5, event_id="e1", value=1.0)
->>> encode(event)
-b'\\x94\\xa8rewarded\\xcb@)\\x00\\x00\\x00\\x00\\x00\\x00\\xa2e1\\xcb?\\xf0\\x00\\x00\\x00\\x00\\x00\\x00'
+>>> encode(event)[:26]
+b'\\x97\\xa8rewarded\\xcb@)\\x00\\x00\\x00\\x00\\x00\\x00\\xa2e1\\xcb?\\xf0\\x00'
 >>> decode(encode(event)) == event
 True
 """
@@ -116,6 +116,9 @@ class Rewarded(msgspec.Struct, frozen=True, array_like=True, tag="rewarded"):
     at: float
     event_id: str
     value: float
+    kind: str = ""  # what happened: click, conversion, dwell; empty where only a number was said
+    order: str = ""  # tells several conversions of one choice apart
+    amount: float = 0.0  # money of a conversion, seconds of a dwell: as it was said, before it became `value`
 
 
 class Impressed(msgspec.Struct, frozen=True, array_like=True, tag="impressed"):

@@ -1,9 +1,11 @@
 """Joins a choice with its reward, and with its silence.
 
-A choice is open for `wait` seconds. The first reward within them settles it at once; if none comes, the
-passing of time settles it with `default`. Time is the newest `at` seen in any event, never the clock on the
-wall, so a choice expires at the same place in the journal everywhere, and a clock that jumps back never
-un-expires one. What has settled is remembered for a while, to tell a repeated reward from a conflicting one.
+A choice is open for `wait` seconds. The first reward within them settles it at once; or, where the sum or the
+largest of them is to count, they do when the time is over, or as soon as nothing could change the outcome. If
+none comes, the passing of time settles it with `default`. Time is the newest `at` seen in any event, never
+the clock on the wall, so a choice expires at the same place in the journal everywhere, and a clock that jumps
+back never un-expires one. What has settled is remembered for a while, to tell a repeated reward from a
+conflicting one.
 What waits for a user who is erased is forgotten as if it had never been decided.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
+from math import fsum
 from typing import Any
 
 import msgspec
@@ -28,6 +31,19 @@ class Status(StrEnum):
     UNFILLED = "unfilled"
 
 
+class Said(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One thing that was said of a choice; `kind` and `order` together stand once."""
+
+    kind: str
+    order: str
+    value: float  # what it is worth, within the reward range
+    amount: float  # what it was made from; another one under the same name is a conflict
+    offset: int  # in the journal
+
+
+MAX_SAID = 8  # of one choice: anybody who sees its id in a page can say something
+
+
 class Open(msgspec.Struct, gc=False):
     """A choice that waits for its reward."""
 
@@ -35,8 +51,9 @@ class Open(msgspec.Struct, gc=False):
     deadline: float  # seconds since the epoch; a reward at or after it is late
     choice: Chosen
     ads: tuple[Ad, ...]  # as they were at choice time
-    size: int  # bytes of the choice in the journal
+    size: int  # bytes of the choice in the journal, and of what was said
     seen: bool = False  # the ad was reported as seen
+    said: tuple[Said, ...] = ()
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -47,6 +64,8 @@ class Done(msgspec.Struct, frozen=True, array_like=True, gc=False):
     reward: float | None = None  # what somebody said, in time or too late
     reward_offset: int = -1  # where they said it
     request_id: str = ""
+    said: tuple[Said, ...] = ()
+    deadline: float = 0.0  # of one that was rewarded: until then more may be said
 
 
 class Joiner:
@@ -65,6 +84,10 @@ class Joiner:
         that is larger by itself does not wait at all.
     max_done
         Settled decisions remembered; beyond, the oldest is forgotten.
+    aggregation
+        What counts of several rewards: the `earliest`, their `sum` or the `max`.
+    low, high
+        Range of what counts.
     """
 
     def __init__(
@@ -75,9 +98,13 @@ class Joiner:
         max_open: int = 10**6,
         max_open_bytes: int = 2**30,
         max_done: int = 10**6,
+        aggregation: str = "earliest",
+        low: float = 0.0,
+        high: float = 1.0,
     ) -> None:
         self.wait, self.default, self.max_done = wait, default, max_done
         self.max_open, self.max_open_bytes = max_open, max_open_bytes
+        self.aggregation, self.low, self.high = aggregation, low, high
         self.now = 0.0  # newest `at` seen
         # Ordered dicts, for finding the first: in a plain one that takes a walk over all that left before it,
         # 100 us with 100,000 waiting.
@@ -98,24 +125,22 @@ class Joiner:
         """
         self.now = max(self.now, event.at)
         while (oldest := self.oldest()) and oldest.deadline <= self.now:
-            yield self._close(oldest, Status.EXPIRED, self.default, silent=True)
+            yield self._end(oldest)
         match event:
             case Chosen(event_id=event_id) if not self.knows(event_id):  # the first choice under an id stands
                 self._open(Open(offset, self.now + self.wait, event, ads, len(encode(event))))
                 self._request(event.request_id, event_id)
-                while len(self.open) > self.max_open or self.open_bytes > self.max_open_bytes:
-                    self._close(next(iter(self.open.values())), Status.EXPIRED, self.default, silent=True)
-                    self.given_up += 1
+                yield from self._give_up()
             case Impressed(event_id=event_id) if waiting := self.open.get(event_id):
                 waiting.seen = True
             case Unfilled(event_id=event_id) if not self.knows(event_id):
                 self._request(event.request_id, event_id)
                 self._remember(event_id, Done(offset, Status.UNFILLED, request_id=event.request_id))
-            case Rewarded(event_id=event_id, value=value):
-                if waiting := self.open.get(event_id):
-                    yield self._close(waiting, Status.REWARDED, value, reward=value, reward_offset=offset)
-                elif (late := self.done.get(event_id)) and late.status is Status.EXPIRED:
-                    self.done[event_id] = msgspec.structs.replace(late, reward=value, reward_offset=offset)
+            case Rewarded() if not self.heard(event.event_id, event.kind, event.order):
+                amount = event.amount if event.kind else event.value
+                yield from self._hear(
+                    event.event_id, Said(event.kind, event.order, event.value, amount, offset)
+                )
             case UserErased(user=user):
                 self.erased = offset
                 self.forget([each for each, one in self.open.items() if user == one.choice.user_id != ""])
@@ -138,13 +163,84 @@ class Joiner:
         return event_id in self.open or event_id in self.done
 
     def in_time(self, event_id: str, at: float) -> bool:
-        """Whether a reward at this time would count."""
-        waiting = self.open.get(event_id)
-        return waiting is not None and max(self.now, at) < waiting.deadline
+        """Whether this time is within the window of a choice that has not expired."""
+        each = self.open.get(event_id) or self.done.get(event_id)
+        return each is not None and max(self.now, at) < each.deadline
+
+    def said(self, event_id: str) -> tuple[Said, ...]:
+        """What was said of a choice, in the order in which it was."""
+        each = self.open.get(event_id) or self.done.get(event_id)
+        return each.said if each else ()
+
+    def heard(self, event_id: str, kind: str, order: str) -> Said | None:
+        """What was said before under the same name.
+
+        Where the earliest counts, a reward of no kind has the name of whatever it was that counted.
+        """
+        for said in self.said(event_id):
+            if (said.kind, said.order) == (kind, order):
+                return said
+        done = self.done.get(event_id)
+        if done and done.reward is not None and not kind and self.aggregation == "earliest":
+            return Said("", "", done.reward, done.reward, done.reward_offset)
+        return None
 
     def _open(self, waiting: Open) -> None:
         self.open[waiting.choice.event_id] = waiting
         self.open_bytes += waiting.size
+
+    def _hear(self, event_id: str, said: Said) -> Iterator[Settled]:
+        if waiting := self.open.get(event_id):
+            self._say(waiting, said)
+            if self._final(waiting.said):
+                yield self._end(waiting)
+            else:
+                yield from self._give_up()
+        elif (done := self.done.get(event_id)) and done.status is not Status.UNFILLED:
+            late = {"reward": said.value, "reward_offset": said.offset}
+            self.done[event_id] = msgspec.structs.replace(
+                done, said=(*done.said, said), **late if done.status is Status.EXPIRED else {}
+            )
+
+    def _say(self, waiting: Open, said: Said) -> None:
+        size = len(msgspec.msgpack.encode(said))
+        waiting.said = (*waiting.said, said)
+        waiting.size += size
+        self.open_bytes += size
+
+    def _worth(self, said: tuple[Said, ...]) -> float:
+        """The same for any order, unless the order is what counts."""
+        values = [each.value for each in said]
+        match self.aggregation:
+            case "sum":
+                return min(self.high, max(self.low, fsum(values)))  # a plain sum depends on the order
+            case "max":
+                return max(values)
+        return values[0]
+
+    def _final(self, said: tuple[Said, ...]) -> bool:
+        """Whether nothing that may still be said could change what this is worth."""
+        if self.aggregation == "earliest":
+            return True
+        return self._worth(said) >= self.high and (self.aggregation == "max" or self.low >= 0)
+
+    def _end(self, waiting: Open) -> Settled:
+        """Settle with what was said until now, or with silence."""
+        if not waiting.said:
+            return self._close(waiting, Status.EXPIRED, self.default, silent=True)
+        worth, last = self._worth(waiting.said), waiting.said[-1]
+        return self._close(
+            waiting, Status.REWARDED, worth, reward=worth, reward_offset=last.offset, said=waiting.said,
+            deadline=waiting.deadline,
+        )  # fmt: skip
+
+    def _give_up(self) -> Iterator[Settled]:
+        """Make room. What was said counts; a silence that was cut short is not learned from."""
+        while len(self.open) > self.max_open or self.open_bytes > self.max_open_bytes:
+            settled = self._end(next(iter(self.open.values())))
+            self.given_up += 1
+            if not settled.silent:
+                yield settled
 
     def _close(
         self, waiting: Open, status: Status, value: float, silent: bool = False, **said: Any
@@ -178,7 +274,8 @@ class Joiner:
         for each in self.open.values():
             if id(each.ads) not in numbers:
                 numbers[id(each.ads)] = slates.of([ads.of(ad) for ad in each.ads])
-            waiting.append([each.offset, each.deadline, numbers[id(each.ads)], each.choice, each.seen])
+            number = numbers[id(each.ads)]
+            waiting.append([each.offset, each.deadline, number, each.choice, each.seen, each.said])
         counts = [self.given_up, self.forgotten, self.erased]
         return [self.now, counts, ads.items, slates.items, waiting, self.done, self.requests]
 
@@ -190,9 +287,11 @@ class Joiner:
         slates = [tuple(ads[number] for number in numbers) for numbers in raw_slates]
         names = [tuple(ad.id for ad in slate) for slate in slates]  # one tuple for all: 100 ids are 6 KB
         self.open, self.open_bytes = OrderedDict(), 0
-        for offset, deadline, number, raw, seen in waiting:
+        for offset, deadline, number, raw, seen, *more in waiting:  # older ones have no more
             choice = msgspec.structs.replace(msgspec.convert(raw, Chosen), ads=names[number])
-            self._open(Open(offset, deadline, choice, slates[number], len(encode(choice)), seen))
+            self._open(opened := Open(offset, deadline, choice, slates[number], len(encode(choice)), seen))
+            for said in msgspec.convert(more[0] if more else (), tuple[Said, ...]):
+                self._say(opened, said)
         self.done = OrderedDict(msgspec.convert(done, dict[str, Done]))
 
 

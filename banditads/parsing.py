@@ -234,6 +234,22 @@ def _check_word(text: str, field: str) -> None:
         raise Invalid(f"must be 1 to {MAX_WORD} printable characters", field)
 
 
+def origins(text: str) -> tuple[str, ...]:
+    """Origins of pages, separated by spaces, as a browser writes them. Raises `Invalid`.
+
+    >>> origins("https://shop.example http://127.0.0.1:8000")
+    ('https://shop.example', 'http://127.0.0.1:8000')
+    """
+    for each in text.split():
+        if not re.fullmatch(
+            r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?", each
+        ):
+            raise Invalid(
+                f"{each!r} is not an origin such as https://shop.example: no path, small letters", "origin"
+            )
+    return tuple(text.split())
+
+
 def _check_creative(value: Any, field: str, depth: int) -> None:
     """What is journaled must be readable for ever, whatever it came in as: plain JSON, not too deep."""
     if depth < 0:

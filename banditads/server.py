@@ -25,7 +25,7 @@ from granian.http import HTTP1Settings
 from granian.net import SocketSpec  # type: ignore[attr-defined]
 from granian.server.mt import MTServer
 
-from . import api, diagnosis, keys, signing
+from . import api, diagnosis, keys, parsing, signing, worth
 from .clock import Clock
 from .directory import DataDirectory
 from .engine import Engine, recover
@@ -35,7 +35,6 @@ from .events import Ad
 from .guard import IDLE, Door, give_up_on_who_does_not_read, raise_limits
 from .journal.file import Journal
 from .logs import open_bandit
-from .parsing import check_ads
 from .settings import Settings
 from .snapshots import Snapshots
 from .state import State
@@ -98,6 +97,8 @@ def new_state(settings: Settings) -> State:
         max_open=settings.max_pending,
         max_open_bytes=settings.max_pending_bytes,
         max_done=settings.max_settled,
+        # The default is not part of the identity, for directories that are older than the setting.
+        **{"aggregation": settings.reward_aggregation} if settings.reward_aggregation != "earliest" else {},
     )
 
 
@@ -180,7 +181,7 @@ def read_catalog(name: str) -> list[Ad]:
     if name == "demo":
         return list(open_bandit.items("all"))
     try:
-        return check_ads(Path(name).read_bytes(), lines=True)
+        return parsing.check_ads(Path(name).read_bytes(), lines=True)
     except OSError as error:
         raise Misconfigured(f"the catalog {name} cannot be read: {error.strerror}") from None
     except Invalid as error:
@@ -289,7 +290,18 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
         housekeeper = _Housekeeper(engine, settings, door, server.signal_handler_interrupt)
         housekeeper.start()
         threading.Thread(target=_announce, args=(engine, settings, port, known, say), daemon=True).start()
-        application = api.build(engine, known, door, pseudonyms(settings))
+        application = api.build(
+            engine,
+            known,
+            door,
+            pseudonyms(settings),
+            worths={
+                "click": worth.parse(settings.click_reward),
+                "conversion": worth.parse(settings.conversion_reward),
+                "dwell": worth.parse(settings.dwell_reward),
+            },
+            origins=parsing.origins(settings.cors_origins),
+        )
         gc.collect()
         gc.freeze()  # what is there now stays: a collection looks at what came since, and copies no pages
         server.serve(target_loader=lambda: application, wrap_loader=False)

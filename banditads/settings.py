@@ -22,7 +22,9 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 import msgspec
 from msgspec import Meta
 
-from .errors import Misconfigured
+from . import worth
+from .errors import Invalid, Misconfigured
+from .parsing import origins
 
 PREFIX = "BANDITADS_"
 
@@ -158,6 +160,39 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     default_reward: Annotated[float, Meta(description="Reward that is learned when none came in time.")] = 0.0
     reward_min: Annotated[float, Meta(description="Smallest reward that is accepted.", ge=-1e6, le=1e6)] = 0.0
     reward_max: Annotated[float, Meta(description="Largest reward that is accepted.", ge=-1e6, le=1e6)] = 1.0
+    reward_aggregation: Annotated[
+        Literal["earliest", "sum", "max"],
+        Meta(
+            description="What counts of several rewards of a decision: the `earliest`, which is learned at "
+            "once; or their `sum` (within the range) or `max`, learned when `reward_wait` is over or as soon "
+            "as it cannot change any more."
+        ),
+    ] = "earliest"
+    click_reward: Annotated[
+        str,
+        Meta(description="Reward of a click, cut off where the range of rewards ends. Empty: none."),
+    ] = "1"
+    conversion_reward: Annotated[
+        str,
+        Meta(
+            description="Reward of a conversion, cut off likewise: a number, `value`, or `value` times or by "
+            "a number, as in `value / 100`. Empty: none."
+        ),
+    ] = "value"
+    dwell_reward: Annotated[
+        str,
+        Meta(
+            description="Reward of the seconds that a visitor stayed on the landing page, as in "
+            "`value / 60`. Empty: none, and they are not written down."
+        ),
+    ] = ""
+    cors_origins: Annotated[
+        str,
+        Meta(
+            description="Origins of pages, separated by spaces, whose scripts may ask for ads, such as "
+            "`https://shop.example`; those of the server itself need not be listed."
+        ),
+    ] = ""
     max_pending: Annotated[
         int,
         Meta(
@@ -376,6 +411,15 @@ def _check(settings: Settings) -> None:
         raise Misconfigured("setting salt may have at most 64 bytes")
     if not settings.reward_min <= settings.default_reward <= settings.reward_max:
         raise Misconfigured("setting default_reward must lie between reward_min and reward_max")
+    for name in ("click_reward", "conversion_reward", "dwell_reward"):
+        try:
+            worth.parse(getattr(settings, name))
+        except ValueError as error:
+            raise Misconfigured(f"setting {name}: {error}") from None
+    try:
+        origins(settings.cors_origins)
+    except Invalid as error:
+        raise Misconfigured(f"setting cors_origins: {error.message}") from None
 
 
 def _toml(file: str) -> dict[str, Any]:

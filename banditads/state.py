@@ -82,7 +82,7 @@ class State:
         **joining: Any,
     ) -> None:
         self.catalog = Catalog()
-        self.joiner = Joiner(**joining)
+        self.joiner = Joiner(low=reward_min, high=reward_max, **joining)
         self.users = Users(max_users=max_users, half_life=half_life)
         self.stats = Stats()
         self.columns = Columns()
@@ -121,13 +121,12 @@ class State:
             raise Gap(f"wanted event {self.applied}, got {offset}")
         self.applied = offset + 1
         ads = self.catalog.resolve(event) if isinstance(event, Chosen) else ()
-        landed = False
+        late = isinstance(event, Rewarded) and not self.joiner.in_time(event.event_id, event.at)
         for settled in self.joiner.settle(offset, event, ads):
             self._learn(settled)
             self.users.apply(settled)
             self.stats.apply(settled)
             self.columns.apply(settled)
-            landed = landed or not settled.silent
         if isinstance(event, SetAside):
             if event.event_id not in self.skip and self.joiner.knows(event.event_id):
                 raise Spoilt(event.event_id, "the journal says that it was set aside")
@@ -137,7 +136,7 @@ class State:
             self.recommender.apply(event, rows)
         self.users.apply(event)
         self.columns.apply(event, ads)
-        self.stats.apply(event, late=isinstance(event, Rewarded) and not landed)
+        self.stats.apply(event, late=late)
 
     def _learn(self, settled: Settled) -> None:
         choice, ads = settled.choice, settled.ads

@@ -44,11 +44,19 @@ class Recent(msgspec.Struct, array_like=True):
                 self.top, self.top_share = choice.ads[best], 0.5
 
 
+class Signals(msgspec.Struct, array_like=True):
+    """What visitors did, of one kind."""
+
+    count: int = 0
+    amount: float = 0.0  # money of conversions, seconds of dwells
+
+
 class Stats:
     """Counts in total, by ad, and of what was not shown.
 
     `late` rewards came after the window; `unfilled` requests found nothing eligible, for the `reasons` given;
-    `set_aside` decisions were not learned from, because that spoilt the model.
+    `set_aside` decisions were not learned from, because that spoilt the model; `signals` are what
+    visitors did, whether it counted or not.
     """
 
     def __init__(self) -> None:
@@ -61,6 +69,7 @@ class Stats:
         self.set_aside = 0
         self.set_aside_id = ""  # the last of them
         self.set_aside_at = 0.0
+        self.signals: dict[str, Signals] = {}  # by kind
 
     def apply(self, event: Event | Settled, *, late: bool = False) -> None:
         """Counts an event, or what it settled; `late` is a reward that settled nothing."""
@@ -81,6 +90,7 @@ class Stats:
                     counts.impressions += 1
             case Rewarded():
                 self.late += late
+                self._signal(event.kind, event.amount)
             case SetAside():
                 self.set_aside += 1
                 self.set_aside_id, self.set_aside_at = event.event_id, event.at
@@ -88,6 +98,12 @@ class Stats:
                 self.unfilled += 1
                 for reason in filtered.values():
                     self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+    def _signal(self, kind: str, amount: float) -> None:
+        if kind:
+            signals = self.signals.setdefault(kind, Signals())
+            signals.count += 1
+            signals.amount += amount
 
     def _both(self, ad_id: str) -> tuple[Counts, Counts]:
         if ad_id not in self.ads and len(self.ads) >= MAX_ADS:
@@ -97,12 +113,15 @@ class Stats:
     def dump(self) -> Saved:
         """Every count."""
         aside = [self.set_aside, self.set_aside_id, self.set_aside_at]
-        return [self.total, self.ads, self.late, self.unfilled, self.reasons, self.recent, aside]
+        return [
+            self.total, self.ads, self.late, self.unfilled, self.reasons, self.recent, aside, self.signals
+        ]  # fmt: skip
 
     def load(self, saved: Saved) -> None:
         """The inverse of `dump`."""
-        total, ads, self.late, self.unfilled, self.reasons, recent, aside = saved
+        total, ads, self.late, self.unfilled, self.reasons, recent, aside, *more = saved
         self.total = msgspec.convert(total, Counts)
         self.ads = msgspec.convert(ads, dict[str, Counts])
         self.recent = msgspec.convert(recent, Recent)
         self.set_aside, self.set_aside_id, self.set_aside_at = aside
+        self.signals = msgspec.convert(more[0] if more else {}, dict[str, Signals])  # older ones have none

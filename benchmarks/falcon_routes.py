@@ -31,7 +31,7 @@ class _Resource:
                 raise errors.Invalid("this route has no such parameter", "query")
             media = wire.media_type(request)
             body = parsing.decode(wire.body(request), self.body, media)
-            answer = self.handler(api.Call("", {}, body, media, token))
+            answer = self.handler(api.Call("", {}, body, media, token, request))
         except Exception as error:
             answer = wire.refusal(error)
         if not isinstance(answer, wire.Reply):

@@ -54,7 +54,15 @@ def make_engine(clock):
     def make(policy="uniform", journal=None, *, ads=ADS, options=None, **given):
         joining = {
             name: given.pop(name)
-            for name in ("wait", "default", "max_open", "max_open_bytes", "max_done", "max_users")
+            for name in (
+                "wait",
+                "default",
+                "max_open",
+                "max_open_bytes",
+                "max_done",
+                "max_users",
+                "aggregation",
+            )
             if name in given
         }
         state = State(policy, options, **joining)

@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 from wsgiref.util import setup_testing_defaults
 
-from banditads import api, wire
+from banditads import api, wire, worth
+from banditads.api.tracking import ETAG
 from banditads.choosing import Request
 from banditads.errors import Unavailable
 from banditads.events import Ad
+from banditads.joiner import MAX_SAID
 from banditads.signing import Pseudonyms
 from banditads.snapshots import Snapshots
 
@@ -22,7 +24,7 @@ HERE = Path(__file__).parent
 
 
 def test_schemathesis_finds_no_difference_between_the_contract_and_the_server(start):
-    server = start()
+    server = start("--reward-aggregation", "max")  # or what was converted could hardly be rewarded
     done = subprocess.run(
         [
             *(sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"),
@@ -48,6 +50,7 @@ BODIES = {
     "/reward": {"event_id": "e1", "reward": 1},
     "/choose/batch": {"requests": [{}]},
     "/reward/batch": {"rewards": [{"event_id": "e1", "reward": 1}]},
+    "/conversion": {"event_id": "e1"},
     "/catalog/ads": [{"id": "x"}],
     "/catalog/ads/{id}": {},
     "/users": [{"id": "u"}],
@@ -70,16 +73,26 @@ class Site:
             engine.choose(Request(), name)
         engine.choose(Request(ads=(Ad("bare"),)), "bare")
         engine.reward("e2", 1.0)
+        engine.choose(Request(), "full")
+        for number in range(MAX_SAID):
+            engine.reward("full", 0.0, "conversion", f"order-{number}")
         pseudonym = Pseudonyms(b"k" * 32)
         engine.put_users({pseudonym("u"): {}, pseudonym("e1"): {}})
-        self.app, self.old = api.build(engine, pseudonym=pseudonym), engine.ids.mint(clock.now - 601)
+        self.app = api.build(
+            engine, pseudonym=pseudonym, worths={**worth.DEFAULT, "dwell": worth.parse("value / 60")}
+        )
+        self.old = engine.ids.mint(clock.now - 601)
 
-    def __call__(self, method, path, body=None, *, length=None, media="application/json", query=""):
+    def __call__(
+        self, method, path, body=None, *, length=None, media="application/json", query="", **headers
+    ):
         said, raw = [], b"" if body is None else json.dumps(body).encode()
         environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": query}
         environ |= {"wsgi.input": io.BytesIO(raw), "CONTENT_LENGTH": str(length or len(raw))}
         setup_testing_defaults(environ)
-        reply = self.app(environ | {"CONTENT_TYPE": media}, lambda status, *rest: said.append(status))
+        reply = self.app(
+            environ | headers | {"CONTENT_TYPE": media}, lambda status, *rest: said.append(status)
+        )
         return int(said[0].split()[0]), b"".join(reply)
 
 
@@ -87,11 +100,15 @@ def refuse(*args):
     raise Unavailable("the disk is full")
 
 
+HEADERS = {304: {"HTTP_IF_NONE_MATCH": ETAG}, 403: {"HTTP_SEC_PURPOSE": "prefetch"}}
+
+
 def reach(site, method, path, status, monkeypatch):
     """The status of a request that should get this one."""
     body = BODIES.get(path) if method in ("POST", "PUT") else None
     name = "a" if path.startswith("/catalog") else "e1"
-    more = {}
+    more = {"query": "seconds=1"} if path.startswith("/dwell") else {}
+    more |= HEADERS.get(status, {})
     match status:
         case 204 if "choose" in path:
             more, body = ({"query": "exclude=a,b,c"}, None) if body is None else ({}, {"exclude": [*"abc"]})
@@ -100,13 +117,15 @@ def reach(site, method, path, status, monkeypatch):
         case 400:
             more = {"query": "=1"}
         case 404:
-            name, body = "nobody", body and {"event_id": "nobody", "reward": 1}
-        case 409:
+            name, body = "nobody", body and body | {"event_id": "nobody"}
+        case 409 if path == "/reward":
             body = {"event_id": "e2", "reward": 0}
+        case 409:
+            name, body = "full", body and {"event_id": "full"}
         case 410 if "choose" in path:
             more, body = ({"query": "event_id=gone"}, None) if body is None else ({}, {"event_id": "gone"})
         case 410:
-            name, body = site.old, body and {"event_id": site.old, "reward": 1}
+            name, body = site.old, body and body | {"event_id": site.old}
         case 413:
             more = {"length": 2**30}
         case 415:

@@ -455,7 +455,16 @@ SCOPES = {
     "GET /metrics": "admin",
     "POST /snapshot": "admin",
     "GET /click/{id}": None,
+    "HEAD /click/{id}": None,
+    "POST /click/{id}": None,
     "GET /impression/{id}": None,
+    "POST /impression/{id}": None,
+    "GET /conversion/{id}": None,
+    "POST /conversion/{id}": None,
+    "POST /conversion": None,
+    "POST /dwell/{id}": None,
+    "GET /banditads.js": None,
+    "GET /robots.txt": None,
     "GET /healthz": None,
     "HEAD /healthz": None,
     "POST /choose/batch": "choose",
@@ -515,6 +524,7 @@ def test_every_route_answers_whom_it_is_for(locked):
         "POST /reward": {"event_id": event_id, "reward": 1},
         "POST /choose/batch": {"requests": [{}]},
         "POST /reward/batch": {"rewards": [{"event_id": event_id, "reward": 1}]},
+        "POST /conversion": {"event_id": event_id},
         "POST /catalog/ads": [{"id": "new"}],
         "PUT /catalog/ads/{id}": {},
         "PUT /users/{id}": {"consent": True},
@@ -526,6 +536,7 @@ def test_every_route_answers_whom_it_is_for(locked):
     for route in site.app.application.routes.all:
         name = f"{route.method} {route.path}"
         path = route.path.replace("{id}", "a" if "catalog" in route.path else event_id)
+        path += "?seconds=1" if "seconds" in route.query else ""
         for scope in {route.scope, "admin"}:
             headers = bearing(tokens[scope]) if route.scope else {}
             answered[name] = site(route.method, path, bodies.get(name), **headers).status

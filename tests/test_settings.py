@@ -16,18 +16,26 @@ def test_a_flag_beats_the_environment_which_beats_the_file_which_beats_the_defau
     assert found.fsync == "always"
 
 
+OWN = {  # what may not be any value of its kind
+    "segment_bytes": "4096",
+    "reward_min": "-0.5",
+    "reward_max": "1.5",
+    "max_scored": "500",
+    "proposals": "16",
+    "reward_aggregation": "sum",
+    "click_reward": "0.5",
+    "conversion_reward": "value / 100",
+    "dwell_reward": "value*2",
+    "cors_origins": "https://shop.test http://127.0.0.1:8000",
+}
+
+
 @pytest.mark.parametrize("row", list(settings.rows()), ids=lambda row: row.name)
 def test_every_setting_can_be_given_everywhere_and_has_help(row, tmp_path):
     text = {"yes or no": "true", "duration": "10s", "integer": "1", "number": "0.5", "options": "a=1"}.get(
         row.kind, "always" if row.name == "fsync" else "word"
     )
-    text = (
-        {"segment_bytes": "4096", "reward_min": "-0.5", "reward_max": "1.5"}
-        | {
-            "max_scored": "500",
-            "proposals": "16",
-        }
-    ).get(row.name, text)
+    text = OWN.get(row.name, text)
     file = tmp_path / "banditads.toml"
     value = {"policy_options": "{a = 1}", "keep_journal": "true"}.get(
         row.name, text if row.kind in ("integer", "number", "yes or no") else f'"{text}"'
@@ -58,6 +66,14 @@ def test_every_setting_can_be_given_everywhere_and_has_help(row, tmp_path):
         ({"BANDITADS_MAX_SCORED": "499"}, "max_scored"),
         ({"BANDITADS_PROPOSALS": "600", "BANDITADS_MAX_SCORED": "500"}, "proposals"),
         ({"BANDITADS_SALT": "é" * 40}, "salt"),
+        ({"BANDITADS_REWARD_AGGREGATION": "last"}, "reward_aggregation"),
+        ({"BANDITADS_CLICK_REWARD": "one"}, "click_reward"),
+        ({"BANDITADS_CONVERSION_REWARD": "value / 0"}, "conversion_reward"),
+        ({"BANDITADS_CONVERSION_REWARD": "value + 1"}, "conversion_reward"),
+        ({"BANDITADS_DWELL_REWARD": "1e999"}, "dwell_reward"),
+        ({"BANDITADS_CORS_ORIGINS": "*"}, "cors_origins"),
+        ({"BANDITADS_CORS_ORIGINS": "https://shop.test/"}, "cors_origins"),
+        ({"BANDITADS_CORS_ORIGINS": "null"}, "cors_origins"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(given, named):

@@ -15,7 +15,7 @@ import logging
 import pkgutil
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from gzip import compress
 from typing import Any, NamedTuple
@@ -28,7 +28,8 @@ np.unicode_ = np.str_  # noqa: NPY201  (hug 2.6.1 still asks for the name that N
 import falcon  # noqa: E402
 import hug  # noqa: E402
 
-from .. import errors, keys, parsing, wire  # noqa: E402
+from .. import errors, keys, parsing, wire, worth  # noqa: E402
+from ..cors import Cors  # noqa: E402
 from ..guard import Door, Guard  # noqa: E402
 from ..signing import Pseudonyms  # noqa: E402
 
@@ -63,6 +64,7 @@ class Call(msgspec.Struct):  # made in .06 us, a tuple in .3
     body: Any  # decoded; None where the route takes none
     media: str  # of the body
     token: str  # of the key; empty where there is none
+    request: wire.Incoming  # as it came
 
 
 class Routes:
@@ -82,12 +84,22 @@ class Routes:
         What never got so far.
     pseudonym
         What is written down instead of a user's id.
+    worths
+        What the things that visitors do are worth.
     observe
         Told of every request: method, path as declared, status, seconds.
     """
 
-    def __init__(self, api: hug.API, known: keys.Keys, door: Door, pseudonym: Callable[[str], str]) -> None:
-        self.api, self.keys, self.door, self.pseudonym = api, known, door, pseudonym
+    def __init__(
+        self,
+        api: hug.API,
+        known: keys.Keys,
+        door: Door,
+        pseudonym: Callable[[str], str],
+        worths: worth.Worths,
+    ) -> None:
+        self.api, self.keys, self.door = api, known, door
+        self.pseudonym, self.worths = pseudonym, worths
         self.all: list[Route] = []
         self.handlers: dict[tuple[str, str], Callable[[Call], Any]] = {}
         self.observe: Callable[[str, str, int, float], None] = lambda *_: None
@@ -151,7 +163,7 @@ class Routes:
             token = wire.bearer(request)
             if route.scope is not None:  # before anything else of the request is read
                 self.keys.check(token, route.scope)
-            if route.method in ("GET", "HEAD", "DELETE"):
+            if route.body is None:
                 wire.no_body(request)
             query = wire.query(request)
             if "*" not in route.query and (unknown := query.keys() - route.query.keys()):
@@ -165,7 +177,7 @@ class Routes:
                     )
                 raw = wire.body(request, route.limit)
                 body = raw if route.body is bytes else parsing.decode(raw, route.body, media)
-            answer = handler(Call(_id(id), query, body, media, token))
+            answer = handler(Call(_id(id), query, body, media, token, request))
         except Exception as error:  # the edge: everything becomes a reply
             answer = wire.refusal(error)
             if answer.status >= 500:
@@ -270,13 +282,16 @@ def build(
     known: keys.Keys | None = None,
     door: Door | None = None,
     pseudonym: Callable[[str], str] | None = None,
-) -> Guard:
+    *,
+    worths: worth.Worths = worth.DEFAULT,
+    origins: Collection[str] = (),
+) -> Guard | Cors:
     """The WSGI application of one engine, for whom it may concern. Several can live in one process.
 
     Where nobody says what users' pseudonyms are, they are such that nobody can make them again.
     """
     api = hug.API(f"banditads-{next(_serial)}")  # hug keeps one API per name; each engine gets its own
-    routes = Routes(api, known or keys.Keys(None), door or Door(), pseudonym or _anybody())
+    routes = Routes(api, known or keys.Keys(None), door or Door(), pseudonym or _anybody(), worths)
     for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
         importlib.import_module(f"{__name__}.{module.name}").mount(routes, engine)
     api.http.set_not_found_handler(_not_found)
@@ -285,7 +300,8 @@ def build(
     api.http.versions = versions  # its help needs them
     application.set_error_serializer(partial(_serialise, routes))
     application._request_type, application._response_type = _Request, _Response  # hug does not ask for them
-    return Guard(_Edge(application, routes), routes.door, max(route.limit for route in routes.all))
+    guard = Guard(_Edge(application, routes), routes.door, max(route.limit for route in routes.all))
+    return Cors(guard, origins) if origins else guard
 
 
 def _anybody() -> Pseudonyms:

@@ -110,6 +110,7 @@ class _State:
             for fact, value in state.policy.describe().items():
                 if isinstance(value, int | float):
                     facts.add_metric([fact], value)
+            signals = [(kind, each.count, each.amount) for kind, each in state.stats.signals.items()]
             by_ad = [(ad, each.choices, each.reward_sum) for ad, each in state.stats.ads.items()][:MAX_ADS]
         for name, (text, value) in counters.items():
             yield CounterMetricFamily(f"banditads_{name}", text, value=value)
@@ -127,6 +128,13 @@ class _State:
         for code in CODES:
             alarm.add_metric([code], float(code in raised))
         yield alarm
+        happened = CounterMetricFamily("banditads_signals", "What visitors did.", labels=["kind"])
+        amounts = GaugeMetricFamily("banditads_signal_value", "Money or seconds of it.", labels=["kind"])
+        for kind, count, amount in signals:
+            happened.add_metric([kind], count)
+            amounts.add_metric([kind], amount)
+        yield happened
+        yield amounts
         choices = CounterMetricFamily("banditads_ad_choices", "Decisions by ad.", labels=["ad"])
         rewards = GaugeMetricFamily("banditads_ad_reward_sum", "Rewards by ad.", labels=["ad"])
         for ad, chosen, earned in by_ad:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from .. import __version__, features, parsing, wire
+from .tracking import MAX_DWELL, MAX_VALUE
 
 REF = "#/components/schemas/{name}"
 EVERY = {400: "Malformed or out of range; nothing changed.", 500: "Our fault; logged."}
@@ -30,8 +31,11 @@ ID = MAYBE_ID | {"minLength": 1}
 QUERY = {  # what a parameter may be, where not any text
     "slots": {"type": "integer", "const": 1},
     "limit": {"type": "integer", "minimum": 1, "maximum": 1000},
-    **dict.fromkeys(("user_id", "placement", "request_id", "event_id"), MAYBE_ID),
+    "value": {"type": "number", "minimum": -MAX_VALUE, "maximum": MAX_VALUE},
+    "seconds": {"type": "number", "minimum": 0, "maximum": MAX_DWELL},
+    **dict.fromkeys(("user_id", "placement", "request_id", "event_id", "order_id"), MAYBE_ID),
 }
+REQUIRED = ("seconds",)
 FREE = {  # the parameters that are features
     "type": "object",
     "propertyNames": {"minLength": 1, "maxLength": features.MAX_NAME, "pattern": parsing.PRINTABLE},
@@ -83,11 +87,13 @@ def _operation(route, schema, locked) -> dict[str, Any]:
     elif route.produces != parsing.JSON:
         good["content"] = {route.produces.partition(";")[0]: {"schema": {"type": "string"}}}
     statuses = dict(EVERY) | (KEYED if locked and route.scope is not None else {})
-    changes = route.method in ("POST", "PUT", "DELETE") or route.path.startswith("/impression")
+    changes = route.method in ("POST", "PUT", "DELETE") or route.path.startswith(
+        ("/impression", "/conversion")
+    )
     whole = not route.path.endswith("/batch")  # there, each item has a status of its own
     if changes and whole and not route.path.startswith(("/choose", "/predict")):  # those answer from memory
         statuses |= WRITES
-    if whole and route.path.startswith(("/choose", "/click", "/impression")):
+    if whole and route.path.startswith(("/choose", "/click", "/impression", "/conversion", "/dwell")):
         statuses |= FORGOTTEN
     statuses |= route.statuses
     if route.body is not None:
@@ -124,6 +130,7 @@ def _security(route, locked) -> list[dict[str, Any]]:
 def _parameters(route) -> list[dict[str, Any]]:
     found = [
         {"name": name, "in": "query", "description": help, "schema": QUERY.get(name, TEXT)}
+        | ({"required": True} if name in REQUIRED else {})
         for name, help in route.query.items()
         if name != "*"
     ]

@@ -19,6 +19,13 @@ class AdStats(msgspec.Struct):
     impressions: int
 
 
+class SignalStats(msgspec.Struct):
+    """What visitors did, of one kind: how often, and the money or the seconds of all."""
+
+    count: int
+    value: float
+
+
 class StatsReply(msgspec.Struct):
     """Counts since the journal began. `rewards` are those that came in time; silence is `expired`."""
 
@@ -33,6 +40,7 @@ class StatsReply(msgspec.Struct):
     pending: int
     given_up: int
     set_aside: int
+    signals: dict[str, SignalStats]
     ads: dict[str, AdStats]
     policy: dict[str, Any]
     offset: int
@@ -99,6 +107,7 @@ def mount(routes, engine) -> None:  # noqa: D103
                 len(state.joiner.open),
                 state.joiner.given_up,
                 counts.set_aside,
+                {kind: SignalStats(each.count, each.amount) for kind, each in sorted(counts.signals.items())},
                 {ad: AdStats(*msgspec.structs.astuple(each)) for ad, each in sorted(counts.ads.items())},
                 {"name": state.policy_name, **state.policy.describe()},
                 state.applied,

@@ -15,7 +15,7 @@ from ..errors import Invalid
 from ..events import Ad, Unfilled
 from ..features import clean
 from ..parsing import Id, ListedAd, MaybeId, Named, check_ad, check_id, check_user_id
-from .tracking import trusted
+from .tracking import landing, trusted
 
 MAX_INLINE = 1000  # inline candidates of one request
 RESERVED = {
@@ -83,9 +83,19 @@ class RewardBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RewardReply(msgspec.Struct):
-    """`applied`, or `duplicate` with the offset of the first time."""
+    """`applied`; `duplicate` with the offset of the first time; `noted` where something else counts."""
 
     status: str
+    offset: int
+
+
+class Signal(msgspec.Struct):
+    """Something that was said of a decision; `kind` is click, conversion, dwell, or empty."""
+
+    kind: str
+    order_id: str
+    reward: float
+    value: float
     offset: int
 
 
@@ -104,6 +114,7 @@ class DecisionReply(msgspec.Struct):
     reward: float | None
     status: str
     filtered: dict[str, str]
+    signals: list[Signal]
 
 
 def mount(routes, engine) -> None:  # noqa: D103
@@ -121,7 +132,7 @@ def mount(routes, engine) -> None:  # noqa: D103
         return wire.Reply(
             ChooseReply(
                 event.event_id,
-                ShownAd(ad.id, ad.landing_url, ad.creative, ad.features),
+                ShownAd(ad.id, landing(ad.landing_url, event.event_id), ad.creative, ad.features),
                 event.probability,
                 event.propensities,
                 event.policy,
@@ -182,7 +193,7 @@ def mount(routes, engine) -> None:  # noqa: D103
     )
     def decision(call):
         """What was decided, with which probabilities, from which features, and what became of it."""
-        event, status, said = engine.decision(check_id(call.id, "id"))
+        event, status, reward, said = engine.decision(check_id(call.id, "id"))
         shown = not isinstance(event, Unfilled)
         return DecisionReply(
             event.event_id,
@@ -194,9 +205,10 @@ def mount(routes, engine) -> None:  # noqa: D103
             event.probability if shown else None,
             event.propensities if shown else {},
             event.policy if shown else "",
-            said,
+            reward,
             status.value,
             event.filtered,
+            [Signal(*msgspec.structs.astuple(each)) for each in said],
         )
 
 
