@@ -407,8 +407,8 @@ def _check(settings: Settings) -> None:
         raise Misconfigured("setting reward_min must be below reward_max")
     if settings.proposals > settings.max_scored:
         raise Misconfigured("setting proposals must not be above max_scored")
-    if len(settings.salt.encode()) > 64:
-        raise Misconfigured("setting salt may have at most 64 bytes")
+    if not _is_text(settings.salt) or len(settings.salt.encode()) > 64:
+        raise Misconfigured("setting salt may have at most 64 bytes of UTF-8")
     if not settings.reward_min <= settings.default_reward <= settings.reward_max:
         raise Misconfigured("setting default_reward must lie between reward_min and reward_max")
     for name in ("click_reward", "conversion_reward", "dwell_reward"):
@@ -420,6 +420,15 @@ def _check(settings: Settings) -> None:
         origins(settings.cors_origins)
     except Invalid as error:
         raise Misconfigured(f"setting cors_origins: {error.message}") from None
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written in UTF-8: what the environment holds need not be text."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _toml(file: str) -> dict[str, Any]:

@@ -74,6 +74,7 @@ def test_every_setting_can_be_given_everywhere_and_has_help(row, tmp_path):
         ({"BANDITADS_CORS_ORIGINS": "*"}, "cors_origins"),
         ({"BANDITADS_CORS_ORIGINS": "https://shop.test/"}, "cors_origins"),
         ({"BANDITADS_CORS_ORIGINS": "null"}, "cors_origins"),
+        ({"BANDITADS_SALT": "x\udc9c"}, "salt"),  # a byte of the environment that is no UTF-8
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(given, named):
