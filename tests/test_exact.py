@@ -7,6 +7,8 @@ nothing is kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import asinh
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -56,7 +58,8 @@ class Plain:
         return self.example("shared", "U", named)
 
     def ad(self, ad: Ad, label: str = "") -> Any:
-        return self.example(label, "A", [("=" + ad.id, 1.0), *tokens(ad.features)])
+        named = [(name, value if "=" in name else asinh(value)) for name, value in tokens(ad.features)]
+        return self.example(label, "A", [("=" + ad.id, 1.0), *named])
 
     def pmf(self, context: features.Features, ads: Sequence[Ad]) -> np.ndarray:
         shared = self.shared(context)
@@ -114,3 +117,20 @@ def test_the_quick_way_to_clean_gives_what_the_whole_way_gives_or_nothing(raw):
         whole = features._clean(raw, "context")
         assert list(quick.items()) == list(whole.items())
         assert list(map(repr, quick.values())) == list(map(repr, whole.values()))  # -0.0, and int
+
+
+def test_no_number_that_an_ad_may_have_leaves_a_policy_without_probabilities():
+    """RegCB divided nothing by nothing where one ad had a price of a million and another one of 1e-22."""
+    dice = Random(1)
+    names, values = ["a", "b", "price"], [12769.0, -2.9e-22, 1e6, -1e6, 1e-300, 5.0, "u"]
+
+    def some() -> features.Features:
+        return {name: dice.choice(values) for name in sorted(dice.sample(names, dice.randrange(3)))}
+
+    for _ in range(300):
+        policy = policies.make("vw", exploration="regcb", mellowness=0.001, bits=12)
+        catalog = tuple(Ad(f"ad-{n}", some()) for n in range(6))
+        for _ in range(dice.randrange(1, 12)):
+            ads, context = catalog[: dice.choice([1, 4, 6])], some()
+            assert abs(policy.pmf(context, ads).sum() - 1) < 1e-9
+            policy.learn(context, ads, dice.randrange(len(ads)), dice.choice([0.0, 0.5, 1.0]), 0.3)

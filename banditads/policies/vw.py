@@ -242,7 +242,9 @@ class Policy:
 
     def _ad(self, ad: Ad, label: str = "") -> Any:
         # No feature can be called "=...": names are not empty, and `tokens` escapes what they contain.
-        return self._example(label, "A", [("=" + ad.id, 1.0), *tokens(ad.features)])
+        # Numbers are compressed: what 1e6 does to `regcb` leaves it without a probability to give.
+        named = ((name, value if "=" in name else asinh(value)) for name, value in tokens(ad.features))
+        return self._example(label, "A", [("=" + ad.id, 1.0), *named])
 
     def _scaled(self, context: Features) -> list[tuple[str, float]]:
         """Tokens; a number becomes two: that it is there, and how far it is from its mean."""
