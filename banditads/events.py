@@ -15,7 +15,6 @@ True
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import msgspec
@@ -214,15 +213,6 @@ _decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 def encode(event: Event) -> bytes:
     """An event as msgpack."""
     return _encoder.encode(event)
-
-
-def encode_ads(at: float, ads: Iterable[Ad]) -> bytes:
-    """The same as of an `AdsPut`, ad by ad: `ads` may pause in between, and other threads run.
-
-    >>> encode_ads(1.0, [Ad("shoes")]) == encode(AdsPut(1.0, (Ad("shoes"),)))
-    True
-    """
-    return _encoder.encode(("ads_put", at, [msgspec.Raw(_encoder.encode(ad)) for ad in ads]))
 
 
 def decode(raw: bytes) -> Event:

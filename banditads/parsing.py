@@ -34,6 +34,7 @@ MAX_AMOUNT = 1e9
 MAX_LISTED = 10_000  # users or acts of one request
 AHEAD = 86400.0  # seconds; whoever says that something will be done later than that has mixed up units
 MAX_ADS = 100_000  # at once, and in a catalog
+SLICE = 20  # of many, worked on without a pause
 MAX_CREATIVE = 16 * 2**10  # bytes
 MAX_URL = 2048  # characters
 MAX_DEPTH = 16  # levels of a creative
@@ -125,7 +126,7 @@ def in_slices(items: Iterable[T]) -> Iterator[T]:
     take .13 ms, so this leaves two thirds of the time to requests.
     """
     for number, item in enumerate(items):
-        if number % 20 == 19:
+        if number % SLICE == SLICE - 1:
             time.sleep(2.5e-4)
         yield item
 
