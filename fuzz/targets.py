@@ -119,7 +119,7 @@ class Site:
 
     def check_model(self) -> None:
         """What another visitor is shown is a distribution."""
-        pmf = self.engine.predict(api.serving.Request({"device": "mobile", "age": 31.0})).pmf
+        pmf = np.array(self.engine.predict(api.serving.Request({"device": "mobile", "age": 31.0})).pmf)
         assert np.isfinite(pmf).all()
         assert (pmf >= 0).all()
         assert abs(pmf.sum() - 1) < 1e-9

@@ -452,6 +452,7 @@ SCOPES = {
     "POST /users": "users",
     "POST /events": "users",
     "GET /stats": "admin",
+    "GET /features": "admin",
     "GET /metrics": "admin",
     "POST /snapshot": "admin",
     "GET /click/{id}": None,
