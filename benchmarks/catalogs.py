@@ -1,13 +1,15 @@
-"""What a large catalog costs, and what it earns: `python benchmarks/catalogs.py cost` and `... reward`.
+"""What a large catalog costs, and what it earns: `python benchmarks/catalogs.py cost`, `reward`, `proposed`.
 
 `cost`: CPU of a choice in process, of its reward and of changing one ad, catalogs of every size taking turns.
 
 `reward`: clicks per visit of seeded visitors when every ad is scored, when a few hundred are proposed, and at
-random, feedback at once. A click has the probability sigmoid(bias + taste + popularity). Ads have hidden
-vectors in six dimensions: the sum of one for each of six attributes (281 values), one along the price, and
-something of their own. Taste is a hidden vector too: the sum of one for each of five context features and
-something of the visitor's own. Popularity is each ad's own. `bias` makes ads picked at random earn 1.5 %
-clicks. No policy's and no recommender's model is used.
+random, feedback at once. `proposed`: what recommenders would propose after the same log.
+
+A click has the probability sigmoid(bias + taste + popularity). Ads have hidden vectors in six dimensions: the
+sum of one for each of six attributes (281 values), one along the price, and something of their own. Taste is
+a hidden vector too: the sum of one for each of five context features and something of the visitor's own.
+Popularity is each ad's own. `bias` makes ads picked at random earn 1.5 % clicks. No policy's and no
+recommender's model is used.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import numpy as np
 
 from banditads import recommenders
 from banditads.choosing import Request, choose
-from banditads.events import Ad, AdsPut, Chosen, Rewarded
+from banditads.events import Ad, AdsPut, Chosen, Rewarded, Settled
 from banditads.features import clean
 from banditads.state import State
 
@@ -84,7 +86,7 @@ def live(how: str, policy: str, options: dict[str, Any], *, n_ads: int, seed: in
     row = {ad.id: i for i, ad in enumerate(world.ads)}
     for number in range(visits):
         context, odds = world.visitor()
-        chances = 1 / (1 + np.exp(-odds - world.bias))
+        chances = _chance(odds, world)
         event = choose(
             state, at=float(number), event_id=f"visit-{number}", request=Request(context), floor=0.01,
             max_scored=EVERYTHING if how == "direct" else 1000,
@@ -127,6 +129,45 @@ def reward(n_ads: int, visits: int, seeds: int, specs: tuple[str, ...], ways: tu
 def _interval(values: list[float]) -> str:
     spread = 1.96 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
     return f"{statistics.mean(values):.2f} ± {spread:.2f}"
+
+
+@main.command()
+@click.option("--ads", "n_ads", default=2000, show_default=True)
+@click.option("--visits", default=48_000, show_default=True)
+@click.option("--seeds", default=2, show_default=True)
+def proposed(n_ads: int, visits: int, seeds: int) -> None:
+    """What the 224 ads of the highest scores earn for 150 visitors, after a log of uniform visits.
+
+    Clicks per 100 visits of all of them, and of the best of them relative to the best of all ads.
+    """
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in recommenders.names()}
+    for seed in range(seeds):
+        world = World(n_ads, seed)
+        learners = {name: recommenders.make(name) for name in found}
+        for learner in learners.values():
+            learner.apply(AdsPut(0.0, world.ads), range(n_ads))
+        for number in range(visits):
+            context, odds = world.visitor()
+            row = int(world.dice.integers(n_ads))
+            click = float(world.dice.random() < _chance(odds[row], world))
+            choice = Chosen(0.0, f"visit-{number}", (world.ads[row].id,), b"", 0, context)
+            for learner in learners.values():
+                learner.learn(Settled(choice, (world.ads[row],), click, 0.0), row, click)
+        for context, odds in (world.visitor() for _ in range(150)):
+            chances = _chance(odds, world)
+            for name, learner in learners.items():
+                best = chances[np.argpartition(learner.scores(context), n_ads - 224)[n_ads - 224 :]]
+                found[name].append((100 * best.mean(), best.max() / chances.max()))
+    print(f"{n_ads:,} ads, {visits:,} visits, {seeds} worlds")
+    print("| recommender | clicks per 100 visits | the best of them |")
+    print("|---|---|---|")
+    for name, each in found.items():
+        earned, share = np.mean(each, axis=0)
+        print(f"| {name} | {earned:.2f} | {share:.0%} |")
+
+
+def _chance(odds: Any, world: World) -> Any:
+    return 1 / (1 + np.exp(-odds - world.bias))
 
 
 @main.command()
