@@ -24,7 +24,6 @@ from typing import NoReturn
 from .errors import Unavailable
 
 SECONDS = 300.0  # that a copy may take
-NICE = 10  # requests come first: on a busy processor a copy gets a tenth of it
 PIPE = 3  # the one file that a copy keeps, besides the three that every process has
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)  # Python has no prctl(2)
@@ -80,8 +79,6 @@ def _work(make: Callable[[], bytes], parent: int, into: int) -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGINT):  # meant for the parent, which decides
             signal.signal(number, signal.SIG_IGN)
         gc.disable()  # it would write into every object, and so copy all memory
-        os.nice(NICE)
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # nor does its waking up stop anybody
         try:
             said = b"+" + make()
         except BaseException as error:
