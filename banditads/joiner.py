@@ -5,8 +5,7 @@ largest of them is to count, they do when the time is over, or as soon as nothin
 none comes, the passing of time settles it with `default`. Time is the newest `at` seen in any event, never
 the clock on the wall, so a choice expires at the same place in the journal everywhere, and a clock that jumps
 back never un-expires one. What has settled is remembered for a while, to tell a repeated reward from a
-conflicting one.
-What waits for a user who is erased is forgotten as if it had never been decided.
+conflicting one. What waits for a user who is erased is forgotten as if it had never been decided.
 """
 
 from __future__ import annotations
