@@ -40,7 +40,7 @@ MOST = 2**32 - 1  # no total number grows beyond
 WORTH = 2**62  # nor a total amount, in thousandths
 DAY = 86400.0  # seconds
 # Bytes of a packed profile in memory, of which Python takes HEAD. One that grew a little with every act would
-# leave a hole behind each time: 25 % more memory for a million users who did ten things each.
+# leave a hole behind each time: after ten acts each, 622 bytes a user in all instead of 579.
 LEAST, STEP, HEAD = 256, 128, 33
 COUNT = Struct("<Bf")  # place, decayed count at the beginning of the profile's epoch
 
