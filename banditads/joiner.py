@@ -11,7 +11,7 @@ conflicting one. What waits for a user who is erased is forgotten as if it had n
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from math import fsum
 from typing import Any
@@ -269,11 +269,8 @@ class Joiner:
     def dump(self) -> Saved:
         """Each ad once, each slate once, then the choices that refer to them."""
         ads, slates, waiting = _Numbers(), _Numbers(), []
-        numbers: dict[int, int] = {}  # identity of a slate -> its number: most choices share a few slates
         for each in self.open.values():
-            if id(each.ads) not in numbers:
-                numbers[id(each.ads)] = slates.of([ads.of(ad) for ad in each.ads])
-            number = numbers[id(each.ads)]
+            number = slates.of(each.ads, lambda slate: [ads.of(ad) for ad in slate])
             waiting.append([each.offset, each.deadline, number, each.choice, each.seen, each.said])
         counts = [self.given_up, self.forgotten, self.erased]
         return [self.now, counts, ads.items, slates.items, waiting, self.done, self.requests]
@@ -295,14 +292,20 @@ class Joiner:
 
 
 class _Numbers:
-    """Numbers equal things in the order in which they are first met."""
+    """Numbers equal things in the order in which they are first met. Most are the same object again."""
 
     def __init__(self) -> None:
         self.items: list[Any] = []
         self._known: dict[bytes, int] = {}
+        self._same: dict[int, int] = {}  # identity -> number; all of them are alive for as long as we are
 
-    def of(self, item: Any) -> int:
-        number = self._known.setdefault(msgspec.msgpack.encode(item), len(self.items))
-        if number == len(self.items):
-            self.items.append(item)
+    def of(self, thing: Any, plain: Callable[[Any], Any] = lambda thing: thing) -> int:
+        """The number of a thing, by what `plain` makes of it."""
+        number = self._same.get(id(thing))
+        if number is None:
+            item = plain(thing)
+            number = self._known.setdefault(msgspec.msgpack.encode(item), len(self.items))
+            if number == len(self.items):
+                self.items.append(item)
+            self._same[id(thing)] = number
         return number

@@ -71,7 +71,7 @@ def test_a_user_who_is_erased_leaves_nothing_and_the_model_is_as_if_they_had_nev
     assert predictions(server) != predictions(twin)
 
     assert server("DELETE", f"/users/{USER}").status_code == 200
-    assert server("GET", f"/users/{USER}").status_code == 404
+    assert server("GET", f"/users/{USER}").json() == {"consent": False, "profile": None, "features": {}}
     assert server("POST", "/reward", {"event_id": "a0", "reward": 1.0}).status_code == 404
     wait_until_gone(server.folder, key_file)
     for _ in range(100):  # the pseudonym goes a moment before the new snapshot comes
