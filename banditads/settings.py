@@ -206,7 +206,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     max_pending_bytes: Annotated[
         int,
         Meta(
-            description="What decisions that wait for a reward may take together, counted as in the journal; "
+            description="What decisions that wait for a reward may take together, packed; "
             "memory is more. Beyond, the oldest are given up.",
             ge=1,
             le=2**40,

@@ -119,9 +119,9 @@ class Stats:
 
     def load(self, saved: Saved) -> None:
         """The inverse of `dump`."""
-        total, ads, self.late, self.unfilled, self.reasons, recent, aside, *more = saved
+        total, ads, self.late, self.unfilled, self.reasons, recent, aside, signals = saved
         self.total = msgspec.convert(total, Counts)
         self.ads = msgspec.convert(ads, dict[str, Counts])
         self.recent = msgspec.convert(recent, Recent)
         self.set_aside, self.set_aside_id, self.set_aside_at = aside
-        self.signals = msgspec.convert(more[0] if more else {}, dict[str, Signals])  # older ones have none
+        self.signals = msgspec.convert(signals, dict[str, Signals])

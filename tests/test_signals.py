@@ -189,24 +189,3 @@ def test_what_is_said_takes_room_like_the_choices_do(make_engine):
 
     assert engine.state.joiner.open_bytes > before + 100
     assert copy.joiner.open_bytes == engine.state.joiner.open_bytes == engine.state.joiner.open["e"].size
-
-
-def test_a_snapshot_of_before_there_were_signals_is_read(make_engine):
-    engine = make_engine()
-    for name in ("waits", "settled"):
-        engine.choose(Request(), name)
-    engine.reward("settled", 1.0)
-    joiner, stats = engine.state.joiner, engine.state.stats
-    import msgspec
-
-    applied, parts = msgspec.msgpack.decode(engine.state.dump())
-    at = State.PARTS.index("joiner")
-    parts[at][4] = [row[:5] for row in parts[at][4]]
-    parts[at][5] = {name: row[:5] for name, row in parts[at][5].items()}
-    parts[State.PARTS.index("stats")].pop()
-    old = State("uniform")
-    old.load(msgspec.msgpack.encode([applied, parts]))
-
-    assert old.joiner.open == joiner.open
-    assert old.joiner.heard("settled", "", "").offset == joiner.heard("settled", "", "").offset
-    assert old.stats.total == stats.total

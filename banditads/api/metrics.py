@@ -90,7 +90,7 @@ class _State:
                 "reward_sum": ("Sum of the rewards that came in time.", total.reward_sum),
                 "pending": ("Decisions that wait for a reward.", len(state.joiner.open)),
                 "pending_limit": ("Of those, at most.", state.joiner.max_open),
-                "pending_bytes": ("What they take, as bytes in the journal.", state.joiner.open_bytes),
+                "pending_bytes": ("What they take, in packed bytes.", state.joiner.open_bytes),
                 "pending_bytes_limit": ("Of those bytes, at most.", state.joiner.max_open_bytes),
                 "settled": ("Settled decisions remembered.", len(state.joiner.done)),
                 "settled_limit": ("Of those, at most.", state.joiner.max_done),
