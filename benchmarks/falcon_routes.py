@@ -12,6 +12,7 @@ from typing import Any
 from banditads import api, errors, keys, parsing, wire  # api first: it makes hug and falcon importable
 from banditads.api import metrics, serving
 from banditads.guard import Door, Guard
+from banditads.signing import Pseudonyms
 
 import falcon  # isort: skip
 
@@ -51,6 +52,7 @@ class _Routes:
     def __init__(self) -> None:
         self.keys, self.door = keys.Keys(None), Door()
         self.application = falcon.API()
+        self.pseudonym = Pseudonyms(b"k" * 32)
         self.observe: Callable[[str, str, int, float], None] = lambda *_: None
 
     def add(self, method: str, path: str, *, scope: Any, body: Any = None, **declared: Any) -> Any:
