@@ -195,6 +195,8 @@ def refusal(error: Exception) -> Reply:
     headers = {}
     if status in (429, 503):
         headers["Retry-After"] = str(getattr(error, "retry_after", errors.Unavailable.retry_after))
+    if status == 413:  # what was not read is still on its way, and the server will not let anything follow it
+        headers["Connection"] = "close"
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, errors.Refused):
