@@ -64,8 +64,8 @@ class Plain:
     def pmf(self, context: features.Features, ads: Sequence[Ad]) -> np.ndarray:
         shared = self.shared(context)
         self.vw.predict_multi([shared, *map(self.ad, ads)])
-        scores = np.array(shared.get_action_scores())
-        return scores / scores.sum()
+        scores = shared.get_action_scores()
+        return np.array(scores) / sum(scores)
 
     def learn(self, context, ads: Sequence[Ad], pick: int, reward: float, propensity: float) -> None:
         for name, value in context.items():

@@ -178,10 +178,12 @@ class Policy:
         """VW's distribution over the ads, shape (n_ads,)."""
         shared, kept = self._shared(context), self._all_kept(ads)
         self._vw.predict_multi([shared, *kept])
-        scores = np.array(shared.get_action_scores())
-        scores /= np.add.reduce(scores)  # VW's own sum is 1 in float32 only
+        scores = shared.get_action_scores()
+        total = sum(scores)  # 1 in float32 only
         # An estimate that is not finite makes all of them so, by the constant they share, and VW explores on.
-        return scores if isfinite(kept[0].get_partial_prediction()) else scores * nan
+        if not isfinite(kept[0].get_partial_prediction()):
+            total = nan
+        return np.array([score / total for score in scores])
 
     def learn(
         self, context: Features, ads: Sequence[Ad], pick: int, reward: float, propensity: float
