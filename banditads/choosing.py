@@ -76,7 +76,7 @@ def spread(
             at=at, placement=request.placement, exclude=request.exclude, above=max_scored
         )
     ads, ids, filtered = (
-        propose(state, crowd, context, n=proposals, event_id=event_id, salt=salt)
+        propose(state, crowd, context, request.user_id, n=proposals, event_id=event_id, salt=salt)
         if crowd
         else state.catalog.eligible(at=at, placement=request.placement, exclude=request.exclude, among=among)
     )

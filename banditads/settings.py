@@ -146,8 +146,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         ),
     ] = 256
     recommender: Annotated[
-        str, Meta(description="Recommender whose score orders a catalog that is too large for the policy.")
-    ] = "crosses"
+        str,
+        Meta(
+            description="Recommender whose score orders a catalog that is too large for the policy. One that "
+            "is named learns however few ads there are; empty: `crosses`, once there are 500."
+        ),
+    ] = ""
     reward_wait: Annotated[
         float,
         Meta(
