@@ -454,7 +454,6 @@ SCOPES = {
     "POST /events": "users",
     "GET /features": "admin",
     "GET /stats": "admin",
-    "GET /features": "admin",
     "GET /metrics": "admin",
     "POST /snapshot": "admin",
     "GET /click/{id}": None,
