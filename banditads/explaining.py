@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .columns import column_of
-from .events import Ad, Chosen, Features
+from .events import Ad, Chosen, Features, advised
 from .recommenders import Scores, hybrid
 from .state import State
 
@@ -37,7 +37,7 @@ def why(state: State, choice: Chosen, ads: tuple[Ad, ...]) -> Why:
     >>> why(State("uniform"), choice, (Ad("boots"), Ad("caps")))
     Why(scores={}, features={})
     """
-    return Why(_scores(state, choice), _features(state, choice, ads))
+    return Why(_scores(state, choice), _features(state, choice, advised(choice.advice, ads)))
 
 
 def _scores(state: State, choice: Chosen) -> dict[str, float]:

@@ -152,6 +152,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             "is named learns however few ads there are; empty: `crosses`, once there are 500."
         ),
     ] = ""
+    advise: Annotated[
+        bool,
+        Meta(
+            description="Tell the policy what the recommender says of each ad: its score is the feature "
+            "`recommended`, journaled with the decision. The policy remains the one who decides."
+        ),
+    ] = False
     reward_wait: Annotated[
         float,
         Meta(

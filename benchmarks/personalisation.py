@@ -52,10 +52,15 @@ class Contestant(Protocol):
 class Server:
     """The real engine with a policy, in this process: what `banditads serve` does for every request."""
 
-    def __init__(self, audience: Audience, seed: int, *, policy: str, **options: Any) -> None:
-        self.now = 0.0
+    def __init__(
+        self, audience: Audience, seed: int, *, policy: str, recommender: str = "", **options: Any
+    ) -> None:
+        self.now, self.advised, self.known = 0.0, bool(recommender), set[str]()
+        more: dict[str, Any] = (
+            {"recommender": recommender, "recommend_from": 0, "advise": True} if recommender else {}
+        )
         self.engine = Engine(
-            State(policy, options),
+            State(policy, options, **more),
             connect("memory:"),
             ids=EventIds(b"k" * 32),
             clock=lambda: self.now,
@@ -67,6 +72,9 @@ class Server:
     def choose(self, visit: Visit, ads: Sequence[Ad]) -> int:
         """As `GET /choose`, with the visitor's id and what a site knows."""
         self.now = visit.at
+        if self.advised and visit.user not in self.known:
+            self.known.add(visit.user)
+            self.engine.put_users({visit.user: {}})  # of who does not consent nothing is learned
         among = None if visit.candidates is None else tuple(ad.id for ad in ads)
         request = Request(visit.context, visit.user, ads=among)
         event, _ = self.engine.choose(request, f"visit-{visit.number}")
@@ -116,6 +124,7 @@ CONTESTANTS: dict[str, Make] = {
     "collaborative": partial(Ranking, name="collaborative"),
     "hybrid": partial(Ranking, name="hybrid"),
     "bandit": partial(Server, policy="vw"),
+    "bandit + hybrid": partial(Server, policy="vw", recommender="hybrid"),
 }
 
 

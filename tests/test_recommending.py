@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from conftest import Clock, ids
 
+from banditads import replay
 from banditads.choosing import Request
 from banditads.engine import Engine
 from banditads.events import Act, Ad
@@ -124,3 +125,100 @@ def test_proposals_are_those_of_the_user():
 
     assert {"ad-0007", "ad-0700"} <= set(event.ads)
     assert not {"ad-0007", "ad-0700"} <= set(other.ads)
+
+
+def advised_engine(policy="vw"):
+    state = State(policy, recommender="hybrid", recommend_from=0, advise=True)
+    engine = Engine(state, connect("memory:"), ids=ids(), clock=Clock(), floor=0.01)
+    engine.put_ads(ADS)
+    engine.put_users({ANNA: {}})
+    return engine
+
+
+@pytest.mark.parametrize("policy", ["vw", "linucb", "thompson", "logistic", "uniform"])
+def test_a_policy_that_is_advised_decides_from_what_is_in_the_event(policy):
+    engine = advised_engine(policy)
+    visits(engine, 60)
+    before = State.of(engine.state.identity)
+    before.load(engine.state.dump())
+    event, _ = engine.choose(Request({"page": "a"}, ANNA, ads=(*(ad.id for ad in ADS), Ad("inline"))))
+    said = dict(zip(event.ads, np.frombuffer(event.advice, "<f4").tolist(), strict=True))
+    ads = [*ADS, Ad("inline")]
+    scores = dict(
+        zip(before.catalog.rows, before.recommender.scores(event.context, ANNA).tolist(), strict=True)
+    )
+    mean = sum(scores.values()) / len(scores)
+
+    assert said.pop("inline") == 0.0
+    assert any(said.values())
+    for ad_id, each in said.items():
+        assert each == pytest.approx(scores[ad_id] - mean, abs=1 / 16 + 1e-6)
+        assert each * 8 == round(each * 8)
+    said["inline"] = 0.0
+    seen = tuple(
+        msgspec.structs.replace(
+            ad, features=dict(sorted({**ad.features, "recommended": said[ad.id]}.items()))
+        )
+        for ad in sorted(ads, key=lambda ad: ad.id)
+    )
+    pmf = before.policy.pmf(event.context, seen)
+    expected = 0.99 * pmf / pmf.sum() + 0.01 / len(ads)
+    np.testing.assert_allclose(list(event.propensities.values()), expected, rtol=1e-12)
+
+
+def test_the_policy_learns_what_it_was_told_and_the_recommender_does_not():
+    engine = advised_engine()
+    told = {"policy": [], "recommender": []}
+    policy, recommender = engine.state.policy.learn, engine.state.recommender.learn
+
+    def learn(context, ads, *rest):
+        told["policy"].append([ad.features["recommended"] for ad in ads])
+        policy(context, ads, *rest)
+
+    def also(settled, *rest):
+        told["recommender"] += [ad.features for ad in settled.ads]
+        return recommender(settled, *rest)
+
+    engine.state.policy.learn, engine.state.recommender.learn = learn, also
+    said = []
+    for _ in range(20):
+        event, _ = engine.choose(Request(user_id=ANNA))
+        said.append(np.frombuffer(event.advice, "<f4").tolist())
+        visits(engine, 1)  # the recommender thinks otherwise by now
+        engine.reward(event.event_id, float(event.ad_id == "ad-2"))
+
+    assert told["policy"][1::2] == said
+    assert len({tuple(each) for each in said}) > 3
+    assert not any("recommended" in features for features in told["recommender"])
+    assert "recommended" not in engine.shown(event).features
+
+
+def test_advised_decisions_are_folded_saved_and_read_as_logs_without_a_recommender():
+    engine = advised_engine()
+    visits(engine, 40)
+    engine.choose(Request(user_id=ANNA), "waits")
+    state = engine.state
+    saved = State.of(state.identity)
+    saved.load(state.dump())
+
+    assert saved.digest() == fold(engine.journal.read(0), State.of(state.identity)).digest() == state.digest()
+    for each in (state, saved):
+        event = each.joiner.open["waits"].choice
+        assert len(event.advice) == 4 * len(ADS)
+    rounds = list(replay.settled(engine.journal.read(0), State("uniform")))
+    assert len(rounds) == 40
+    for each in rounds:
+        said = [ad.features["recommended"] for ad in each.ads]
+        assert said == np.frombuffer(each.choice.advice, "<f4").tolist()
+
+
+def test_without_advise_nothing_is_said_and_directories_stay_as_they_were():
+    engine = engine_of(policy="vw")
+    visits(engine, 10)
+    event, _ = engine.choose(Request(user_id=ANNA))
+
+    assert event.advice == b""
+    assert "advise" not in engine.state.identity
+    assert new_state(Settings(data_dir="x", advise=True)).identity["advise"] is True
+    few = State("vw", advise=True)  # the recommender has not begun
+    assert few.advice(tuple(ADS), {}, "") == b""
