@@ -11,7 +11,7 @@ from test_api import PSEUDONYM, Site
 from banditads.choosing import Request, spread
 from banditads.engine import Engine
 from banditads.errors import Unavailable
-from banditads.events import Act, Ad, Chosen, Unfilled, decode
+from banditads.events import Act, Ad, Chosen, Unfilled, advised, decode
 from banditads.explaining import why
 from banditads.journal import connect
 from banditads.replay import fold
@@ -23,8 +23,8 @@ ADS = [
 ]
 
 
-def site_of(policy="vw", recommender="hybrid", ads=ADS, **given):
-    state = State(policy, recommender=recommender, recommend_from=0)
+def site_of(policy="vw", recommender="hybrid", ads=ADS, advise=False, **given):
+    state = State(policy, recommender=recommender, recommend_from=0, advise=advise)
     engine = Engine(state, connect("memory:"), ids=ids(), clock=Clock(), floor=0.01, **given)
     engine.put_ads(ads)
     return Site(engine)
@@ -137,8 +137,9 @@ def test_what_somebody_likes_comes_first_and_the_reasons_say_so():
     assert max(each["why"]["features"].get("user.club", 0) for each in shoes) > 0.01
 
 
-def test_reasons_are_what_the_recommender_and_the_policy_say():
-    site = site_of()
+@pytest.mark.parametrize("advise", [False, True])
+def test_reasons_are_what_the_recommender_and_the_policy_say(advise):
+    site = site_of("logistic", advise=advise)
     taught(site, n=100)
     engine = site.engine
     event, _ = engine.choose(Request({"device": "mobile"}, PSEUDONYM("anna")))
@@ -149,11 +150,13 @@ def test_reasons_are_what_the_recommender_and_the_policy_say():
     row = engine.state.catalog.row(event.ad_id)
 
     assert sum(said.scores.values()) == pytest.approx(scores[row] - scores.mean(), abs=1e-4)
+    ads = advised(event.advice, ads)
     few = (ads[event.pick], *(ad for ad in ads if ad.id != event.ad_id))[:10]
     whole = engine.state.policy.pmf(event.context, few)[0]
     for name, fall in said.features.items():
         rest = {each: value for each, value in event.context.items() if each != name}
         assert fall == whole - engine.state.policy.pmf(rest, few)[0] >= 0.001
+    assert said.features
     assert list(said.features.values()) == sorted(said.features.values(), reverse=True)
     assert engine.state.dump() == before
 
