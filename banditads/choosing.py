@@ -11,7 +11,7 @@ from math import inf
 import msgspec
 
 from .errors import Invalid
-from .events import Ad, Chosen, Features, Unfilled
+from .events import Ad, Chosen, Features, Unfilled, advised
 from .proposing import propose
 from .sampling import pick, uniform
 from .state import State
@@ -40,6 +40,7 @@ class Slate(msgspec.Struct, frozen=True):
     pmf: list[float]  # (n_ads,), sums to 1
     context: Features  # what the policy was told
     filtered: dict[str, str]  # ad id -> why it is not a candidate
+    advice: bytes = b""  # see `Chosen`
 
 
 def spread(
@@ -76,19 +77,20 @@ def spread(
             at=at, placement=request.placement, exclude=request.exclude, above=max_scored
         )
     ads, ids, filtered = (
-        propose(state, crowd, context, n=proposals, event_id=event_id, salt=salt)
+        propose(state, crowd, context, request.user_id, n=proposals, event_id=event_id, salt=salt)
         if crowd
         else state.catalog.eligible(at=at, placement=request.placement, exclude=request.exclude, among=among)
     )
     if not ads:
         return Slate((), (), [], context, filtered)
     # A list: for 10 ads Python's own arithmetic takes a quarter of numpy's time, for 1,000 the same.
-    pmf = state.policy.pmf(context, ads).tolist()
+    advice = state.advice(ads, context, request.user_id)
+    pmf = state.policy.pmf(context, advised(advice, ads)).tolist()
     total = sum(pmf)  # not finite if any of them is not
     if len(pmf) != len(ads) or not 0 < total < inf or min(pmf) < 0:
         raise ArithmeticError(f"policy {state.policy_name} gave {pmf!r} for {len(ads)} ads")
     scale, least = (1 - floor) / total, floor / len(ads)
-    return Slate(ads, ids, [p * scale + least for p in pmf], context, filtered)
+    return Slate(ads, ids, [p * scale + least for p in pmf], context, filtered, advice)
 
 
 def choose(
@@ -141,6 +143,7 @@ def choose(
         request.request_id,
         tuple(ad for ad in request.ads or () if isinstance(ad, Ad)),
         slate.filtered,
+        slate.advice,
     )
 
 

@@ -14,6 +14,8 @@ from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple, Protocol, TypeVar
 
+import msgspec
+
 from . import diagnosis, events, replay
 from .choosing import Request, Slate, choose, spread
 from .diagnosis import Alarm
@@ -198,6 +200,32 @@ class Engine:
         except (Unavailable, DiskFailure):
             self.unwritten += 1
             return Answer(event, None)
+
+    def rank(self, request: Request, n: int) -> list[tuple[Answer, tuple[Ad, ...]]]:
+        """Choose up to `n` times, each time among those not chosen yet; with each, the ads it was among.
+
+        So every place is a decision of its own, with the exact probability of its ad given those before. From
+        the second on the context says which place it is, as the word `slot`, because what stands further down
+        earns less. The first may be `Unfilled`, and is then alone.
+        """
+        found: list[tuple[Answer, tuple[Ad, ...]]] = []
+        while len(found) < n:
+            with self.lock:
+                at = self.clock()
+                answer = self._choose(at, request, self.ids.mint(at))
+                event = answer.event
+                if isinstance(event, Unfilled):  # later on: what was left has ended, or was removed
+                    return found or [(answer, ())]
+                found.append((answer, self.state.catalog.resolve(event)))
+            if len(event.ads) == 1:
+                break
+            slot = {"slot": str(len(found) + 1)}
+            request = msgspec.structs.replace(
+                request,
+                exclude=request.exclude | {event.ad_id},
+                context=dict(sorted({**request.context, **slot}.items())),
+            )
+        return found
 
     def predict(self, request: Request) -> Slate:
         """The distribution that `choose` would draw from. No side effect of any kind.

@@ -23,6 +23,7 @@ import numpy as np
 Features: TypeAlias = dict[str, str | float]
 Saved: TypeAlias = Any  # whatever msgpack can write: None, bool, int, float, str, bytes, list, dict
 PROBABILITY = np.dtype("<f8")  # of `Chosen.pmf`
+ADVICE = "recommended"  # name of the feature that `Chosen.advice` is
 
 
 class Ad(msgspec.Struct, frozen=True, array_like=True, eq=True, gc=False):
@@ -80,6 +81,7 @@ class Chosen(msgspec.Struct, frozen=True, array_like=True, tag="chosen", gc=Fals
     request_id: str = ""
     inline: tuple[Ad, ...] = ()
     filtered: dict[str, str] = {}  # ad id -> why it was not a candidate (at most 100 of them)
+    advice: bytes = b""  # what a recommender said of each ad, float32 little-endian, shape (n_ads,); or empty
 
     @property
     def ad_id(self) -> str:
@@ -205,6 +207,22 @@ Event: TypeAlias = (
     | UserErased
     | Scrubbed
 )
+
+
+def advised(advice: bytes, ads: tuple[Ad, ...]) -> tuple[Ad, ...]:
+    """Ads as the policy sees them: what a recommender said of each is a feature like the others.
+
+    >>> advised(struct.pack("<f", 1.5), (Ad("hats", {"kind": "hat"}),))[0].features
+    {'kind': 'hat', 'recommended': 1.5}
+    """
+    if not advice:
+        return ads
+    said = struct.unpack(f"<{len(ads)}f", advice)
+    return tuple(
+        msgspec.structs.replace(ad, features=dict(sorted({**ad.features, ADVICE: each}.items())))
+        for ad, each in zip(ads, said, strict=True)
+    )
+
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from .columns import Key, column_of
-from .events import Ad, Features
+from .events import Ad, Features, advised
 from .joiner import Open
 from .state import State
 
@@ -66,7 +66,8 @@ def _columns_of(waiting: Open, number: int) -> Iterator[Key]:
 
 
 def _few(waiting: Open) -> Sequence[Ad]:
-    ads, pick = waiting.ads, waiting.choice.pick
+    choice = waiting.choice
+    ads, pick = advised(choice.advice, waiting.ads), choice.pick
     return ads if len(ads) <= MAX_ADS else (*ads[: MAX_ADS - 1], ads[max(pick, MAX_ADS - 1)])
 
 

@@ -18,7 +18,7 @@ CHANCE = 1 / 8  # of the places
 
 
 def propose(
-    state: State, crowd: Crowd, context: Features, *, n: int, event_id: str, salt: str = ""
+    state: State, crowd: Crowd, context: Features, user: str = "", *, n: int, event_id: str, salt: str = ""
 ) -> Candidates:
     """`n` ads of a crowd that has more, sorted by id. Changes nothing; the same arguments give the same ads.
 
@@ -29,7 +29,7 @@ def propose(
     >>> len(propose(state, crowd, {}, n=16, event_id="e1").ids)
     16
     """
-    scores = np.where(crowd.open, state.recommender.scores(context), -np.inf)  # (n_rows,)
+    scores = np.where(crowd.open, state.recommender.scores(context, user), -np.inf)  # (n_rows,)
     drawn = max(1, round(n * CHANCE))
     best = np.argpartition(scores, len(scores) - n + drawn)[len(scores) - n + drawn :]
     taken = {state.catalog.rows[row] for row in best.tolist()}

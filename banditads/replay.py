@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
+import msgspec
+
 from . import events
 from .state import Spoilt, State
 
@@ -62,5 +64,8 @@ def settled(records: Records, state: State) -> Iterator[events.Settled]:
     for offset, record in records:
         event = events.decode(record)
         ads = state.catalog.resolve(event) if isinstance(event, events.Chosen) else ()
-        yield from state.joiner.settle(offset, event, ads)
+        for each in state.joiner.settle(offset, event, ads):
+            # Whoever reads this has no recommender: its advice is the ads' own.
+            advised = events.advised(each.choice.advice, each.ads)
+            yield msgspec.structs.replace(each, ads=advised) if each.choice.advice else each
         state.catalog.apply(event)

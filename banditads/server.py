@@ -25,7 +25,7 @@ from granian.http import HTTP1Settings
 from granian.net import SocketSpec  # type: ignore[attr-defined]
 from granian.server.mt import MTServer
 
-from . import api, diagnosis, keys, parsing, signing, worth
+from . import api, diagnosis, keys, parsing, recommenders, signing, worth
 from .clock import Clock
 from .directory import DataDirectory
 from .engine import Engine, recover
@@ -89,7 +89,8 @@ def new_state(settings: Settings) -> State:
         settings.policy_options,
         reward_min=settings.reward_min,
         reward_max=settings.reward_max,
-        recommender=settings.recommender,
+        recommender=settings.recommender or "crosses",
+        recommend_from=0 if settings.recommender else recommenders.LARGE,
         max_users=settings.max_users,
         half_life=settings.user_half_life,
         wait=settings.reward_wait,
@@ -97,6 +98,7 @@ def new_state(settings: Settings) -> State:
         max_open=settings.max_pending,
         max_open_bytes=settings.max_pending_bytes,
         max_done=settings.max_settled,
+        advise=settings.advise,
         # The default is not part of the identity, for directories that are older than the setting.
         **{"aggregation": settings.reward_aggregation} if settings.reward_aggregation != "earliest" else {},
     )

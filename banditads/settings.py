@@ -146,8 +146,19 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         ),
     ] = 256
     recommender: Annotated[
-        str, Meta(description="Recommender whose score orders a catalog that is too large for the policy.")
-    ] = "crosses"
+        str,
+        Meta(
+            description="Recommender whose score orders a catalog that is too large for the policy. One that "
+            "is named learns however few ads there are; empty: `crosses`, once there are 500."
+        ),
+    ] = ""
+    advise: Annotated[
+        bool,
+        Meta(
+            description="Tell the policy what the recommender says of each ad: its score is the feature "
+            "`recommended`, journaled with the decision. The policy remains the one who decides."
+        ),
+    ] = False
     reward_wait: Annotated[
         float,
         Meta(

@@ -17,14 +17,31 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import msgspec
+import numpy as np
 
 from . import policies, recommenders
 from .catalog import Catalog
 from .columns import Columns
-from .events import Ad, AdRemoved, AdsPut, Chosen, Event, Rewarded, SetAside, Settled  # noqa: F401  (doctest)
+from .events import (
+    Ad,
+    AdRemoved,
+    AdsPut,
+    Chosen,
+    Event,
+    Features,
+    Rewarded,
+    SetAside,
+    Settled,
+    UserActed,
+    UserErased,
+    UserPut,
+    advised,
+)
 from .joiner import Joiner
 from .stats import Stats
 from .users import DAY, Users
+
+MOST = 8.0  # no advice lies further from the mean of an ad's rivals
 
 
 class Gap(Exception):
@@ -53,6 +70,10 @@ class State:
         Range of rewards; policies see it scaled to [0, 1].
     recommender
         Name of what orders a catalog that is too large for the policy; see `proposing`.
+    recommend_from
+        Ads that a catalog must hold for the recommender to learn.
+    advise
+        Whether the policy is told what the recommender says of each ad.
     max_users, half_life
         Options of `Users`.
     joining
@@ -77,6 +98,8 @@ class State:
         reward_min: float = 0.0,
         reward_max: float = 1.0,
         recommender: str = "crosses",
+        recommend_from: int = recommenders.LARGE,
+        advise: bool = False,
         max_users: int = 10**6,
         half_life: float = 30 * DAY,
         **joining: Any,
@@ -90,6 +113,7 @@ class State:
         self.policy = policies.make(policy, **(options or {}))
         self.recommender_name = recommender
         self.recommender = recommenders.make(recommender)
+        self.recommend_from, self.advise = recommend_from, advise
         self.reward_min, self.reward_max = reward_min, reward_max
         self.applied = 0  # offset of the next event we want
         self.skip: set[str] = set()
@@ -104,6 +128,10 @@ class State:
             "half_life": half_life,
             **joining,
         }
+        if recommend_from != recommenders.LARGE:  # directories that are older than the argument lack it
+            self.identity["recommend_from"] = recommend_from
+        if advise:
+            self.identity["advise"] = advise
 
     @classmethod
     def of(cls, identity: Mapping[str, Any]) -> State:
@@ -135,26 +163,54 @@ class State:
             assert isinstance(event, AdsPut | AdRemoved)
             self.recommender.apply(event, rows)
         self.users.apply(event)
+        if isinstance(event, UserActed | UserErased | UserPut):
+            self._recommend_for(event)
         self.columns.apply(event, ads)
         self.stats.apply(event, late=late)
 
     def _learn(self, settled: Settled) -> None:
-        choice, ads = settled.choice, settled.ads
+        choice = settled.choice
         if choice.event_id in self.skip:
             return
         reward = (settled.reward - self.reward_min) / (self.reward_max - self.reward_min)
         if not (0 <= reward <= 1 and 0 < choice.probability <= 1):
             raise Spoilt(choice.event_id, f"reward {reward}, propensity {choice.probability}")
+        ads = advised(choice.advice, settled.ads)
         try:
             self.policy.learn(choice.context, ads, choice.pick, reward, choice.probability)
-            if len(self.catalog.ads) >= recommenders.LARGE:
-                self.recommender.learn(settled, self.catalog.row(choice.ad_id), reward)
+            if len(self.catalog.ads) >= self.recommend_from:
+                user = choice.user_id if choice.user_id in self.users.profiles else ""
+                self.recommender.learn(settled, self.catalog.row(choice.ad_id), reward, user)
             # The ad that was shown and one more have every weight that was touched.
             pmf = self.policy.pmf(choice.context, (ads[choice.pick], ads[choice.pick - 1])[: len(ads)])
         except Exception as error:  # whatever it was, it would happen again at every start
             raise Spoilt(choice.event_id, repr(error)) from error
         if not abs(pmf.sum() - 1) < 1e-6:  # NaN too
             raise Spoilt(choice.event_id, f"probabilities are {pmf.tolist()}")
+
+    def advice(self, ads: tuple[Ad, ...], context: Features, user: str) -> bytes:
+        """What the policy is told of these ads, for `Chosen.advice`; empty where it is told nothing.
+
+        The score of each less their mean, in eighths, so that most ads are as they were the last time; 0 for
+        an ad that is not in the catalog.
+        """
+        if not self.advise or len(self.catalog.ads) < self.recommend_from:
+            return b""
+        rows = [self.catalog.row(ad.id) for ad in ads]
+        known = np.array([row is not None for row in rows])
+        said = np.zeros(len(ads), "<f4")
+        if known.any():
+            scores = self.recommender.scores(context, user)[[row for row in rows if row is not None]]
+            said[known] = np.round(8 * np.clip(scores - scores.mean(), -MOST, MOST)) / 8
+        return said.tobytes()
+
+    def _recommend_for(self, event: UserActed | UserErased | UserPut) -> None:
+        """Tell the recommender of a user: nothing is learned of anybody who has no profile."""
+        if event.user not in self.users.profiles:
+            self.recommender.forget(event.user)
+        elif isinstance(event, UserActed) and len(self.catalog.ads) >= self.recommend_from:
+            rows = [row for act in event.acts if (row := self.catalog.row(act.item)) is not None]
+            self.recommender.acted(event.user, rows)
 
     def dump(self) -> bytes:
         """Everything, as bytes; equal states give equal bytes."""

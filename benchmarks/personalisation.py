@@ -26,16 +26,17 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from banditads import report
+from banditads import recommenders, report
 from banditads.choosing import Request
 from banditads.engine import Engine
-from banditads.events import Ad, Chosen
+from banditads.events import Ad, AdsPut, Chosen, Settled
 from banditads.journal import connect
 from banditads.sampling import uniform
 from banditads.signing import EventIds
 from banditads.state import State
 
 POINTS = 100  # of a curve
+FLOOR = 0.01  # of probability, shared by all ads, whoever chooses
 
 
 class Contestant(Protocol):
@@ -51,14 +52,19 @@ class Contestant(Protocol):
 class Server:
     """The real engine with a policy, in this process: what `banditads serve` does for every request."""
 
-    def __init__(self, audience: Audience, seed: int, *, policy: str, **options: Any) -> None:
-        self.now = 0.0
+    def __init__(
+        self, audience: Audience, seed: int, *, policy: str, recommender: str = "", **options: Any
+    ) -> None:
+        self.now, self.advised, self.known = 0.0, bool(recommender), set[str]()
+        more: dict[str, Any] = (
+            {"recommender": recommender, "recommend_from": 0, "advise": True} if recommender else {}
+        )
         self.engine = Engine(
-            State(policy, options),
+            State(policy, options, **more),
             connect("memory:"),
             ids=EventIds(b"k" * 32),
             clock=lambda: self.now,
-            floor=0.01,
+            floor=FLOOR,
             salt=f"seed {seed}",
         )
         self.engine.put_ads(audience.ads)
@@ -66,6 +72,9 @@ class Server:
     def choose(self, visit: Visit, ads: Sequence[Ad]) -> int:
         """As `GET /choose`, with the visitor's id and what a site knows."""
         self.now = visit.at
+        if self.advised and visit.user not in self.known:
+            self.known.add(visit.user)
+            self.engine.put_users({visit.user: {}})  # of who does not consent nothing is learned
         among = None if visit.candidates is None else tuple(ad.id for ad in ads)
         request = Request(visit.context, visit.user, ads=among)
         event, _ = self.engine.choose(request, f"visit-{visit.number}")
@@ -78,18 +87,44 @@ class Server:
         self.engine.journal.drop_before(self.engine.state.applied)  # not what is measured here
 
 
+class Ranking:
+    """A recommender alone: the ad with the best score, or with probability `FLOOR` any of them."""
+
+    def __init__(self, audience: Audience, seed: int, *, name: str) -> None:
+        self.recommender = recommenders.make(name, prior=audience.rate)
+        self.recommender.apply(AdsPut(0.0, audience.ads), range(len(audience.ads)))
+        self.seed, self.rows = seed, {ad.id: row for row, ad in enumerate(audience.ads)}
+
+    def choose(self, visit: Visit, ads: Sequence[Ad]) -> int:
+        """Those who are equal take turns by the dice."""
+        dice, salt = uniform(f"visit-{visit.number}", f"seed {self.seed}"), f"among, seed {self.seed}"
+        scores = self.recommender.scores(visit.context, visit.user)[[self.rows[ad.id] for ad in ads]]
+        best = np.arange(len(ads)) if dice < FLOOR else np.flatnonzero(scores == scores.max())
+        self.shown = ads[best[int(uniform(f"visit-{visit.number}", salt) * len(best))]]
+        return [ad.id for ad in ads].index(self.shown.id)
+
+    def reward(self, visit: Visit, value: float) -> None:
+        """As the state would tell it of a user who consents."""
+        event = Chosen(visit.at, f"visit-{visit.number}", (self.shown.id,), b"", 0, visit.context)
+        settled = Settled(event, (self.shown,), value, visit.at)
+        self.recommender.learn(settled, self.rows[self.shown.id], value, visit.user)
+
+
 def popular(audience: Audience, seed: int) -> Contestant:
     """The click rate of each ad, whoever comes: Thompson sampling, beginning with one click at `rate`."""
     return Server(audience, seed, policy="thompson", alpha=1.0, beta=max(0.5, 1 / audience.rate - 1))
 
 
-# Label -> how it is made from an audience and a seed. What does not exist yet has no line: "content",
-# "collaborative" and "hybrid", rankings of their own, and "bandit + hybrid", the scores as features.
+# Label -> how it is made from an audience and a seed.
 Make = Callable[[Audience, int], Contestant]
 CONTESTANTS: dict[str, Make] = {
     "uniform": partial(Server, policy="uniform"),
     "popular": popular,
+    "content": partial(Ranking, name="content"),
+    "collaborative": partial(Ranking, name="collaborative"),
+    "hybrid": partial(Ranking, name="hybrid"),
     "bandit": partial(Server, policy="vw"),
+    "bandit + hybrid": partial(Server, policy="vw", recommender="hybrid"),
 }
 
 

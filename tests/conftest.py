@@ -62,6 +62,9 @@ def make_engine(clock):
                 "max_done",
                 "max_users",
                 "aggregation",
+                "recommender",
+                "recommend_from",
+                "advise",
             )
             if name in given
         }

@@ -110,7 +110,7 @@ def reach(site, method, path, status, monkeypatch):
     more = {"query": "seconds=1"} if path.startswith("/dwell") else {}
     more |= HEADERS.get(status, {})
     match status:
-        case 204 if "choose" in path:
+        case 204 if "choose" in path or path == "/ads":
             more, body = ({"query": "exclude=a,b,c"}, None) if body is None else ({}, {"exclude": [*"abc"]})
         case 204:
             name = "bare"

@@ -6,6 +6,7 @@ import struct
 import threading
 from contextlib import suppress
 
+import msgspec
 import pytest
 from conftest import ADS, banditads, ids
 
@@ -15,7 +16,18 @@ from banditads.directory import DataDirectory
 from banditads.engine import Engine, recover
 from banditads.erasing import Scrubber, Stopped, Traces
 from banditads.errors import Refused, Unavailable, Unknown
-from banditads.events import Ad, AdsPut, Chosen, Impressed, Rewarded, Scrubbed, Ticked, UserErased, UserPut
+from banditads.events import (
+    Act,
+    Ad,
+    AdsPut,
+    Chosen,
+    Impressed,
+    Rewarded,
+    Scrubbed,
+    Ticked,
+    UserErased,
+    UserPut,
+)
 from banditads.journal import connect
 from banditads.replay import fold
 from banditads.snapshots import Snapshots
@@ -118,6 +130,27 @@ def test_after_it_nothing_of_the_user_is_on_the_disk_and_the_state_is_the_fold(m
     assert recovered.dump() == engine.state.dump()
     visits(engine, clock, seed=3)
     assert engine.state.dump() == folded(engine).dump()
+
+
+@pytest.mark.parametrize("name", ["collaborative", "content", "hybrid"])
+def test_what_a_recommender_learned_of_the_user_is_gone_too(make, clock, name):
+    engine = make("vw", recommender=name, recommend_from=0, advise=True)
+    for user in (ANNA, BERT):
+        known(engine, user, clock.now)
+        engine.act({user: [Act("like", "a", "shoes")]})
+    visits(engine, clock, n=60)
+    records = list(engine.journal.read(0))
+    erase(engine, ANNA)
+    kept = msgspec.msgpack.encode(engine.state.recommender.dump())
+    assert ANNA.encode() not in kept
+    assert BERT.encode() in kept
+    scrubber(engine).scrub()
+    alone = State.of(engine.state.identity)
+    for offset, (_, event) in enumerate(without(records, ANNA)):
+        alone.apply(offset, event)
+
+    assert engine.state.dump() == folded(engine).dump()
+    assert engine.state.recommender.dump() == alone.recommender.dump()
 
 
 def without(records, user):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from banditads import policies
-from banditads.api.serving import _from_query
+from banditads.api.serving import from_query
 from banditads.errors import Invalid
 from banditads.events import Ad
 from banditads.features import MAX_FEATURES, MAX_NUMBER, MAX_PARTS, MISSING, clean, tokens
@@ -76,7 +76,7 @@ def test_minus_zero_is_zero():
 
 def test_what_is_said_to_be_missing_is_flagged_and_not_dropped():
     assert clean({"age": None, "geo": {"city": None}}) == {"age": MISSING, "geo.city": MISSING}
-    assert clean(_from_query({"age": "", "device": "mobile"}).context) == {"age": MISSING, "device": "mobile"}
+    assert clean(from_query({"age": "", "device": "mobile"}).context) == {"age": MISSING, "device": "mobile"}
 
 
 @pytest.mark.parametrize("policy", ["vw", "logistic", "linucb"])

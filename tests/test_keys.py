@@ -436,6 +436,7 @@ def test_keys_lie_beside_the_data_and_never_in_it(tmp_path):
 SCOPES = {
     "GET /choose": "choose",
     "POST /choose": "choose",
+    "GET /ads": "choose",
     "GET /predict": "choose",
     "POST /predict": "choose",
     "POST /reward": "reward",
@@ -451,8 +452,8 @@ SCOPES = {
     "POST /users/{id}/events": "users",
     "POST /users": "users",
     "POST /events": "users",
-    "GET /stats": "admin",
     "GET /features": "admin",
+    "GET /stats": "admin",
     "GET /metrics": "admin",
     "POST /snapshot": "admin",
     "GET /click/{id}": None,

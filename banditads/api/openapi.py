@@ -30,6 +30,7 @@ MAYBE_ID = TEXT | parsing.SHORT
 ID = MAYBE_ID | {"minLength": 1}
 QUERY = {  # what a parameter may be, where not any text
     "slots": {"type": "integer", "const": 1},
+    "n": {"type": "integer", "minimum": 1, "maximum": 20},
     "limit": {"type": "integer", "minimum": 1, "maximum": 1000},
     "value": {"type": "number", "minimum": -MAX_VALUE, "maximum": MAX_VALUE},
     "seconds": {"type": "number", "minimum": 0, "maximum": MAX_DWELL},

@@ -122,7 +122,7 @@ def mount(routes, engine) -> None:  # noqa: D103
     nothing = {204: "Nothing is eligible; X-Event-Id names the record of why."}
 
     def choose(body: ChooseBody) -> wire.Reply:
-        request = _request(body, routes.pseudonym)
+        request = request_of(body, routes.pseudonym)
         event, offset = engine.choose(request, body.event_id)
         if isinstance(event, Unfilled):
             return wire.Reply(status=204, headers={"X-Event-Id": event.event_id})
@@ -143,13 +143,13 @@ def mount(routes, engine) -> None:  # noqa: D103
         )
 
     def predict(body: ChooseBody) -> PredictReply:
-        slate = engine.predict(_request(body, routes.pseudonym))
+        slate = engine.predict(request_of(body, routes.pseudonym))
         return PredictReply(dict(zip(slate.ids, slate.pmf, strict=True)), engine.state.policy_name)
 
     @routes.add("GET", "/choose", scope="choose", query=any_query, reply=ChooseReply, statuses=nothing)
     def get_choose(call):
         """Pick an ad for this visitor. Query values are text; send numbers with POST."""
-        return choose(_from_query(call.query))
+        return choose(from_query(call.query))
 
     @routes.add("POST", "/choose", scope="choose", body=ChooseBody, reply=ChooseReply, statuses=nothing)
     def post_choose(call):
@@ -159,7 +159,7 @@ def mount(routes, engine) -> None:  # noqa: D103
     @routes.add("GET", "/predict", scope="choose", query=any_query, reply=PredictReply)
     def get_predict(call):
         """The probabilities that /choose would draw from. No side effect."""
-        return predict(_from_query(call.query))
+        return predict(from_query(call.query))
 
     @routes.add("POST", "/predict", scope="choose", body=ChooseBody, reply=PredictReply)
     def post_predict(call):
@@ -212,7 +212,8 @@ def mount(routes, engine) -> None:  # noqa: D103
         )
 
 
-def _from_query(query: dict[str, str]) -> ChooseBody:
+def from_query(query: dict[str, str]) -> ChooseBody:
+    """What the query says; names that mean nothing else are features."""
     given = {name: query[name] for name in RESERVED if name in query}
     slots = given.pop("slots", "1")
     exclude = given.pop("exclude", "")
@@ -224,7 +225,7 @@ def _from_query(query: dict[str, str]) -> ChooseBody:
     )
 
 
-def _request(body: ChooseBody, pseudonym: Callable[[str], str]) -> Request:
+def request_of(body: ChooseBody, pseudonym: Callable[[str], str]) -> Request:
     """A body, checked and cleaned. Raises `Invalid`."""
     if body.event_id:
         check_id(body.event_id, "event_id")

@@ -10,29 +10,34 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from math import asinh, log, sqrt
+from functools import lru_cache
+from hashlib import blake2b
+from math import asinh, exp, log, sqrt
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Misconfigured
-from ..events import AdRemoved, AdsPut, Features, Saved, Settled
+from ..events import Ad, AdRemoved, AdsPut, Features, Saved, Settled
 
 Scores: TypeAlias = NDArray[np.float32]
 Array = TypeVar("Array", bound=NDArray[Any])
 
+Vector: TypeAlias = NDArray[np.float32]
+
 DOUBT = 1.0  # rewards
 VISITOR = 32  # features of a visitor that count, the first by name: time grows with them
-LARGE = 500  # ads; recommenders learn where a catalog has so many. No smaller one ever needs them
+LARGE = 500  # ads; unless it was asked for, a recommender learns only where a catalog has so many
 
 
 class Recommender(Protocol):
     """What every file in this package promises, whatever its options.
 
     Ads are known by their row, which is the catalog's: a new ad takes the next row, and where one leaves, the
-    last takes its row.
+    last takes its row. A `user` is the pseudonym of somebody who consented, or empty.
     """
 
     def apply(self, event: AdsPut | AdRemoved, rows: Sequence[int]) -> None:
@@ -41,14 +46,24 @@ class Recommender(Protocol):
         What was learned of an ad is kept while it is replaced, and forgotten when it leaves.
         """
 
-    def scores(self, context: Features) -> Scores:
+    def scores(self, context: Features, user: str = "") -> Scores:
         """The higher, the better for this visitor, shape (n_rows,), finite; the caller may change the array.
 
-        Changes nothing. Ads never seen before are fine. The same state and context give the same bits.
+        Log odds of a reward, less what is the same for all ads. Changes nothing. Ads and users never seen
+        before are fine. The same state, context and user give the same bits.
         """
 
-    def learn(self, settled: Settled, row: int | None, reward: float) -> None:
-        """What was shown earned `reward` in [0, 1]. It stands in `row`, unless it is not in the catalog."""
+    def learn(self, settled: Settled, row: int | None, reward: float, user: str = "") -> float:
+        """What was shown earned `reward` in [0, 1]. It stands in `row`, unless it is not in the catalog.
+
+        Returns the score that it had before.
+        """
+
+    def acted(self, user: str, rows: Sequence[int]) -> None:
+        """A user did something with these ads: looked at them, bought them."""
+
+    def forget(self, user: str) -> None:
+        """Keep nothing more of this user."""
 
     def dump(self) -> Saved:
         """Everything learned, as msgpack-able data; equal states dump equally. What is the ads' is not."""
@@ -81,6 +96,16 @@ def make(name: str, **options: Any) -> Recommender:
             raise Misconfigured(f"recommender {name!r} has no option {option!r}; it has: {', '.join(known)}")
     recommender: Recommender = made(**options)
     return recommender
+
+
+class Impersonal:
+    """What keeps nothing of any user."""
+
+    def acted(self, user: str, rows: Sequence[int]) -> None:
+        """Nothing to do."""
+
+    def forget(self, user: str) -> None:
+        """Nothing to do."""
 
 
 class Lifts:
@@ -118,6 +143,17 @@ class Lifts:
         self.counts[row] = total, sum_earned
         self.values[row] = self._value(total, sum_earned)
 
+    def known(self, row: int | None) -> float:
+        """The lift of an ad without the benefit of the doubt; 0 for one that is not in the catalog."""
+        if row is None:
+            return 0.0
+        expected, earned = self.counts[row].tolist()
+        return log((earned + DOUBT) / (expected + DOUBT))
+
+    def of(self, row: int | None) -> float:
+        """The lift of an ad; 0 for one that is not in the catalog."""
+        return 0.0 if row is None else float(self.values[row])
+
     def _value(self, expected: float, earned: float) -> float:
         return log((earned + DOUBT) / (expected + DOUBT)) + self.width / sqrt(earned + DOUBT)
 
@@ -130,6 +166,84 @@ class Lifts:
         self.counts[: self.n_rows] = np.frombuffer(saved).reshape(-1, 2)
         for row in range(self.n_rows):
             self.values[row] = self._value(*self.counts[row])
+
+
+class Tastes:
+    """A vector for each user, of the `most` of whom something was learned last.
+
+    Shape (dim,), zero to begin with. Parameters that are the user's alone, and gone with them.
+    """
+
+    def __init__(self, *, dim: int, most: int) -> None:
+        self.dim, self.most = dim, most
+        self.places = OrderedDict[str, int]()  # who was learned of longest ago comes first
+        self.vectors = np.zeros((0, dim), np.float32)  # (capacity, dim)
+        self.free: list[int] = []
+
+    def of(self, user: str) -> Vector | None:
+        """What is known of a user; None if nothing is. Not to be changed."""
+        place = self.places.get(user)
+        return None if place is None else self.vectors[place]
+
+    def touch(self, user: str) -> Vector:
+        """The vector of a user, to be changed."""
+        if user not in self.places:
+            if len(self.places) >= self.most:
+                self.forget(next(iter(self.places)))
+            self.places[user] = self.free.pop() if self.free else len(self.places)
+            if self.places[user] >= len(self.vectors):
+                more = np.zeros((max(64, 2 * len(self.vectors)), self.dim), np.float32)
+                more[: len(self.vectors)] = self.vectors
+                self.vectors = more
+        self.places.move_to_end(user)
+        return self.vectors[self.places[user]]
+
+    def forget(self, user: str) -> None:
+        """Begin anew should this user come again."""
+        place = self.places.pop(user, None)
+        if place is not None:
+            self.vectors[place] = 0.0
+            self.free.append(place)
+
+    def dump(self) -> Saved:
+        """Users in order, and their vectors."""
+        return [list(self.places), self.vectors[list(self.places.values())].tobytes()]
+
+    def load(self, saved: Saved) -> None:
+        """The inverse of `dump`."""
+        users, vectors = saved
+        self.places = OrderedDict((user, place) for place, user in enumerate(users))
+        self.vectors = np.frombuffer(vectors, np.float32).reshape(len(users), self.dim).copy()
+        self.free = []
+
+
+class Signs:
+    """Features as random vectors of signs, and ads as their means: unrelated ones are at right angles.
+
+    Source: Achlioptas 2003 (J. Comput. Syst. Sci. 66, random signs keep products).
+    """
+
+    def __init__(self, *, dim: int, seed: int) -> None:
+        self.dim, key = dim, seed.to_bytes(4, "big")
+
+        def digest(name: str) -> bytes:
+            return blake2b(name.encode(), digest_size=dim // 8, key=key).digest()
+
+        self.digest = lru_cache(2**16)(digest)
+
+    def vector(self, ad: Ad) -> Vector:
+        """The mean of the signs of its features, of length 1 if they are unrelated; shape (dim,)."""
+        signs = b"".join(map(self.digest, words(ad.features)))
+        if not signs:
+            return np.zeros(self.dim, np.float32)
+        bits = np.unpackbits(np.frombuffer(signs, np.uint8)).reshape(-1, self.dim)
+        vector = 2 * bits.sum(axis=0, dtype=np.float32) - np.float32(len(bits))
+        return vector / np.float32(sqrt(len(bits) * self.dim))
+
+
+def chance(odds: float) -> float:
+    """The probability of these log odds, within 2e-9 and 1 - 2e-9."""
+    return 1 / (1 + exp(-max(-20.0, min(20.0, odds))))
 
 
 def rows_after(n_rows: int, event: AdsPut | AdRemoved, rows: Sequence[int]) -> int:

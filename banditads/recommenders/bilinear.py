@@ -5,25 +5,21 @@ a whole catalog, however many features its ads have. A visitor's features are ha
 weights, which are learned online by logistic regression; on top comes what an ad earns beyond what its
 features promise (`Lifts`). With more different features than dimensions, features blur into each other.
 
-Sources: Achlioptas 2003 (J. Comput. Syst. Sci. 66, random signs keep products); Duchi, Hazan, Singer 2011
-(AdaGrad).
+Source: Duchi, Hazan, Singer 2011 (AdaGrad).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from hashlib import blake2b
 from itertools import islice
-from math import exp, log, sqrt
+from math import log
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..events import Ad, AdRemoved, AdsPut, Features, Saved, Settled
+from ..events import Ad, AdRemoved, AdsPut, Features, Saved, Settled  # noqa: F401  (for the doctest)
 from ..policies import check_ranges
-from . import VISITOR, Lifts, Scores, follow, words
+from . import VISITOR, Impersonal, Lifts, Scores, Signs, chance, follow, words
 
 EXAMPLES: tuple[dict[str, Any], ...] = (
     {"learning_rate": 0.02, "prior": 0.3, "memory": 50.0},
@@ -31,7 +27,7 @@ EXAMPLES: tuple[dict[str, Any], ...] = (
 )
 
 
-class Recommender:
+class Recommender(Impersonal):
     """Low rank, and the ads' own lifts.
 
     Parameters
@@ -85,12 +81,7 @@ class Recommender:
         self.weights = np.zeros((places, 1 + self.dim), np.float32)
         self.squares = np.ones((places, 1 + self.dim), np.float32)  # sums of squared gradients, and 1
         self.ads = np.zeros((0, self.dim), np.float32)  # (capacity, dim)
-        key = seed.to_bytes(4, "big")
-
-        def digest(name: str) -> bytes:
-            return blake2b(name.encode(), digest_size=self.dim // 8, key=key).digest()
-
-        self.digest = lru_cache(2**16)(digest)
+        self.signs = Signs(dim=self.dim, seed=seed)
 
     def apply(self, event: AdsPut | AdRemoved, rows: Sequence[int]) -> None:
         """A new ad begins with what its features promise."""
@@ -98,22 +89,23 @@ class Recommender:
         self.ads = follow(self.ads, event, rows, self.lifts.n_rows)
         if isinstance(event, AdsPut):
             for row, ad in zip(rows, event.ads, strict=True):
-                self.ads[row] = self._vector(ad)
+                self.ads[row] = self.signs.vector(ad)
 
-    def scores(self, context: Features) -> Scores:
+    def scores(self, context: Features, user: str = "") -> Scores:
         """Log odds of a reward, less what is the same for all ads, shape (n_rows,)."""
         n_rows = self.lifts.n_rows
         taste = self.weights[self._visitor(context)].sum(axis=0)  # (1 + dim,)
         return self.ads[:n_rows] @ taste[1:] + self.lifts.values[:n_rows]
 
-    def learn(self, settled: Settled, row: int | None, reward: float) -> None:
+    def learn(self, settled: Settled, row: int | None, reward: float, user: str = "") -> float:
         """A step of AdaGrad towards the reward; all weights together move as far as one would."""
         choice = settled.choice
         places = self._visitor(choice.context)
-        x = np.concatenate(([1.0], self._vector(settled.ads[choice.pick]))).astype(np.float32)
+        x = np.concatenate(([1.0], self.signs.vector(settled.ads[choice.pick]))).astype(np.float32)
         weights = self.weights[places]  # (n_places, 1 + dim)
-        odds = self.start + float(weights.sum(axis=0) @ x)
-        expected = 1 / (1 + exp(-max(-20.0, min(20.0, odds))))
+        taste = weights.sum(axis=0)
+        score = float(taste[1:] @ x[1:]) + self.lifts.of(row)
+        expected = chance(self.start + float(taste @ x))
         gradient = np.float32(expected - reward) * x
         self.squares[places] = squares = self.squares[places] + gradient * gradient
         step = self.learning_rate / len(places)
@@ -121,6 +113,7 @@ class Recommender:
         if row is not None:
             self.lifts.learn(row, expected, reward)
         self.learned += 1
+        return score
 
     def dump(self) -> Saved:
         """How much was learned, what each ad earned, the weights and their squared gradients."""
@@ -150,16 +143,7 @@ class Recommender:
             "ads": self.lifts.n_rows,
         }
 
-    def _vector(self, ad: Ad) -> NDArray[np.float32]:
-        """The mean of the signs of its features, of length 1 if they are unrelated."""
-        signs = b"".join(map(self.digest, words(ad.features)))
-        if not signs:
-            return np.zeros(self.dim, np.float32)
-        bits = np.unpackbits(np.frombuffer(signs, np.uint8)).reshape(-1, self.dim)
-        vector = 2 * bits.sum(axis=0, dtype=np.float32) - np.float32(len(bits))
-        return vector / np.float32(sqrt(len(bits) * self.dim))
-
     def _visitor(self, context: Features) -> list[int]:
         """Rows of the constant and of the first `VISITOR` features."""
-        digests = map(self.digest, islice(words(context), VISITOR))
+        digests = map(self.signs.digest, islice(words(context), VISITOR))
         return sorted({0, *(int.from_bytes(each[:8], "big") % self.places for each in digests)})

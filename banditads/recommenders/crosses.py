@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
-from math import exp, log
+from math import log
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from ..events import Ad, AdRemoved, AdsPut, Features, Saved, Settled
 from ..policies import check_ranges
-from . import VISITOR, Lifts, Scores, follow, words
+from . import VISITOR, Impersonal, Lifts, Scores, chance, follow, words
 
 EXAMPLES: tuple[dict[str, Any], ...] = (
     {"learning_rate": 0.02, "prior": 0.3, "memory": 50.0},
@@ -34,7 +34,7 @@ EXAMPLES: tuple[dict[str, Any], ...] = (
 SPREAD, MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)  # odd, with random-looking bits
 
 
-class Recommender:
+class Recommender(Impersonal):
     """Crossed features, and the ads' own lifts.
 
     Parameters
@@ -110,7 +110,7 @@ class Recommender:
         for each in spelt:
             self.used[each] = True
 
-    def scores(self, context: Features) -> Scores:
+    def scores(self, context: Features, user: str = "") -> Scores:
         """Log odds of a reward, less what is the same for all ads, shape (n_rows,)."""
         n_rows = self.lifts.n_rows
         total = self.lifts.values[:n_rows].copy()
@@ -123,20 +123,21 @@ class Recommender:
             total += np.take(weight, slot[:n_rows], out=one, mode="clip")
         return total
 
-    def learn(self, settled: Settled, row: int | None, reward: float) -> None:
+    def learn(self, settled: Settled, row: int | None, reward: float, user: str = "") -> float:
         """A step of AdaGrad towards the reward; all crosses together move as far as one weight would."""
         choice = settled.choice
         spelt = [0, *self._words(settled.ads[choice.pick])]
         crosses = self._crosses(self._visitor(choice.context), spelt).ravel()
         weights = self.weights[crosses]
-        odds = self.start + float(weights.sum())
-        expected = 1 / (1 + exp(-max(-20.0, min(20.0, odds))))
+        expected = chance(self.start + float(weights.sum()))
+        score = float(weights.reshape(-1, len(spelt))[:, 1:].sum()) + self.lifts.of(row)
         gradient = expected - reward
         self.squares[crosses] = squares = self.squares[crosses] + gradient * gradient
         self.weights[crosses] = weights - self.learning_rate / len(crosses) * gradient / np.sqrt(squares)
         if row is not None:
             self.lifts.learn(row, expected, reward)
         self.learned += 1
+        return score
 
     def dump(self) -> Saved:
         """How much was learned, what each ad earned, the weights and their squared gradients."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..events import Ad, AdRemoved, AdsPut, Features, Saved, Settled  # noqa: F401  (for the doctest)
 from ..policies import check_ranges
-from . import Lifts, Scores
+from . import Impersonal, Lifts, Scores
 
 EXAMPLES: tuple[dict[str, Any], ...] = (
     {"memory": 20.0, "prior": 0.3},
@@ -15,7 +15,7 @@ EXAMPLES: tuple[dict[str, Any], ...] = (
 )
 
 
-class Recommender:
+class Recommender(Impersonal):
     """Popularity.
 
     Parameters
@@ -43,15 +43,17 @@ class Recommender:
         """A new ad begins with nothing."""
         self.lifts.apply(event, rows)
 
-    def scores(self, context: Features) -> Scores:
+    def scores(self, context: Features, user: str = "") -> Scores:
         """The lift of each ad, shape (n_rows,)."""
         return self.lifts.values[: self.lifts.n_rows].copy()
 
-    def learn(self, settled: Settled, row: int | None, reward: float) -> None:
+    def learn(self, settled: Settled, row: int | None, reward: float, user: str = "") -> float:
         """One more showing of the ad."""
         self.learned += 1
+        score = self.lifts.of(row)
         if row is not None:
             self.lifts.learn(row, self.prior, reward)
+        return score
 
     def dump(self) -> Saved:
         """How much was learned, and what each ad earned."""
