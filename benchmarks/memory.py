@@ -2,7 +2,7 @@
 
 Choices that nobody rewards, each by a new visitor with a new request id and a new word in the context,
 through a real engine, journal and snapshots. Time is counted, not waited for: 1,000 choices are a second.
-Ends with 1 if, in the last 40 % of the run, memory still grew: if its median was 2 % higher in the second half.
+Ends with 1 if memory still grew: if in the last 40 % of the run its median was 2 % higher in the second half.
 
 With `--each`: how much larger a fresh process has become per ad, per decision that waits, and per settled
 one. Ads have 8 features, visitors 15; every decision has a user id, a request id, and values of its own, as
@@ -165,9 +165,7 @@ def main(
     last = seen[-max(2, round(len(seen) * LAST)) :]
     half = len(last) // 2
     growth = median(last[half:]) / median(last[:half]) - 1
-    print(
-        f"\nempty: {empty:.1f} MB; growth from the first to the second half of the last {len(last)} rows: {growth:+.2%}"
-    )
+    print(f"\nempty: {empty:.1f} MB; from half to half of the last {len(last)} rows: {growth:+.2%}")
     sys.exit(growth >= GROWTH)
 
 
