@@ -18,11 +18,9 @@ import struct
 from typing import Any, TypeAlias
 
 import msgspec
-import numpy as np
 
 Features: TypeAlias = dict[str, str | float]
 Saved: TypeAlias = Any  # whatever msgpack can write: None, bool, int, float, str, bytes, list, dict
-PROBABILITY = np.dtype("<f8")  # of `Chosen.pmf`
 ADVICE = "recommended"  # name of the feature that `Chosen.advice` is
 
 

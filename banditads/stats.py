@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import msgspec
-import numpy as np
+import struct
 
-from .events import PROBABILITY, Chosen, Event, Impressed, Rewarded, Saved, SetAside, Settled, Unfilled
+import msgspec
+
+from .events import Chosen, Event, Impressed, Rewarded, Saved, SetAside, Settled, Unfilled
 
 MAX_ADS = 100_000  # names counted; the rest are counted together
 REST = "(other)"
@@ -33,9 +34,10 @@ class Recent(msgspec.Struct, array_like=True):
         """One more choice; one without an alternative says nothing."""
         if len(choice.ads) == 1:
             return
-        pmf = np.frombuffer(choice.pmf, PROBABILITY)  # (n_ads,)
-        best = int(pmf.argmax())
-        self.left_over += (1 - float(pmf[best]) - self.left_over) / RECENT
+        pmf = struct.unpack(f"<{len(choice.ads)}d", choice.pmf)  # for 10 ads a third of numpy's time
+        most = max(pmf)
+        best = pmf.index(most)
+        self.left_over += (1 - most - self.left_over) / RECENT
         if choice.ads[best] == self.top:
             self.top_share += (1 - self.top_share) / RECENT
         else:
