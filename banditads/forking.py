@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import secrets
 import select
 import signal
 import time
@@ -27,6 +28,19 @@ SECONDS = 300.0  # that a copy may take
 PIPE = 3  # the one file that a copy keeps, besides the three that every process has
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)  # Python has no prctl(2)
+PROCESSORS = os.sched_getaffinity(0)  # that there are, whichever this process keeps to later
+
+
+def stay_on_one_processor() -> None:
+    """Keep all threads, and those they will make, on one processor; copies may use all.
+
+    With two, a thread that waits for Python's lock is woken on the other one for every request: 64 threads
+    took 327 us of both for what takes one 97 (2 virtual processors, 16 connections, 10 ads).
+    """
+    one = {secrets.choice(sorted(PROCESSORS))}
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(OSError):  # where that is forbidden, it is only slower
+            os.sched_setaffinity(int(thread), one)
 
 
 class Copy:
@@ -78,6 +92,8 @@ def _work(make: Callable[[], bytes], parent: int, into: int) -> NoReturn:
             os._exit(1)
         for number in (signal.SIGTERM, signal.SIGINT):  # meant for the parent, which decides
             signal.signal(number, signal.SIG_IGN)
+        with suppress(OSError):
+            os.sched_setaffinity(0, PROCESSORS)
         gc.disable()  # it would write into every object, and so copy all memory
         try:
             said = b"+" + make()

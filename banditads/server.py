@@ -32,6 +32,7 @@ from .engine import Engine, recover
 from .erasing import Scrubber, Stopped
 from .errors import DiskFailure, Invalid, Misconfigured, Unavailable
 from .events import Ad
+from .forking import stay_on_one_processor
 from .guard import IDLE, Door, give_up_on_who_does_not_read, raise_limits
 from .journal.file import Journal
 from .logs import open_bandit
@@ -271,6 +272,8 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
     known = keys.Keys(keys.keys_path(settings.keys_file, Path(settings.data_dir)))
     port = check_address(settings, bool(known.known))
     raise_limits()
+    if settings.one_processor:
+        stay_on_one_processor()
     with opened(settings) as engine:
         server = _OneProcess(
             "banditads",

@@ -87,6 +87,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             extra={"unit": "threads"},
         ),
     ] = 4096
+    one_processor: Annotated[
+        bool,
+        Meta(
+            description="Stay on one processor, drawn at the start. Python runs one thread at a time anyway, "
+            "and handing over to a thread on another processor takes longer than a request.",
+        ),
+    ] = True
     body_timeout: Annotated[
         float,
         Meta(

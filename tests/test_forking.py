@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from conftest import drive
@@ -16,7 +17,7 @@ from conftest import drive
 from banditads import forking
 from banditads.choosing import Request
 from banditads.errors import Unavailable
-from banditads.forking import Copy
+from banditads.forking import PROCESSORS, Copy, stay_on_one_processor
 from banditads.journal import connect
 from banditads.snapshots import Snapshots
 from banditads.state import State
@@ -140,7 +141,7 @@ def test_a_copy_gives_any_number_of_bytes():
 
 PARENT = """
 import atexit, fcntl, os, sys, time
-from banditads.forking import Copy
+from banditads.forking import PROCESSORS, Copy, stay_on_one_processor
 atexit.register(print, "the end of the parent", flush=True)
 lock = open(sys.argv[1], "w")
 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -174,3 +175,18 @@ def test_a_copy_runs_nothing_that_was_meant_for_the_end_of_its_parent(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert done.stdout.splitlines() == ["finally", "the end of the parent"]
     assert "Unavailable: meant for the parent" in done.stderr
+
+
+def test_a_server_stays_on_one_processor_and_its_copies_on_none_in_particular(start, tmp_path):
+    kept = start("--policy", "uniform", folder=tmp_path / "kept")
+    free = start("--policy", "uniform", "--no-one-processor", folder=tmp_path / "free")
+    for server, most in ((kept, 1), (free, len(PROCESSORS))):
+        threads = [int(each.name) for each in Path(f"/proc/{server.process.pid}/task").iterdir()]
+        assert {len(os.sched_getaffinity(each)) for each in threads} == {most}
+    try:
+        stay_on_one_processor()
+        assert len(os.sched_getaffinity(0)) == 1
+        assert Copy(lambda: b"%d" % len(os.sched_getaffinity(0))).result() == b"%d" % len(PROCESSORS)
+    finally:
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), PROCESSORS)
