@@ -6,6 +6,7 @@ import threading
 import pytest
 from conftest import ADS, drive
 
+from banditads import events
 from banditads.choosing import Request
 from banditads.engine import recover
 from banditads.errors import Damaged, DiskFailure, Expired, Invalid, Unavailable, Unknown
@@ -300,3 +301,18 @@ def test_a_journal_that_lost_its_beginning_or_its_end_is_damaged(make_engine, cl
         recover(State("uniform"), journal, engine.snapshots)
     assert journal.end == end
     journal.close()
+
+
+def test_many_ads_come_into_a_catalog_in_use_in_slices_and_are_refused_as_a_whole(make_engine, monkeypatch):
+    engine = make_engine()
+    known, before = set(engine.state.catalog.ads), engine.journal.end
+    many = [Ad(f"more-{number:03d}") for number in range(50)]
+    monkeypatch.setattr("banditads.engine.MAX_ADS", len(known) + 49)
+    with pytest.raises(Invalid):
+        engine.put_ads(many)
+    assert (set(engine.state.catalog.ads), engine.journal.end) == (known, before)
+    monkeypatch.setattr("banditads.engine.MAX_ADS", len(known) + 50)
+    engine.put_ads(many)
+    put = [events.decode(raw) for _, raw in engine.journal.read(before)]
+    assert [len(each.ads) for each in put] == [20, 20, 10]
+    assert set(engine.state.catalog.ads) == known | {ad.id for ad in many}
