@@ -438,6 +438,17 @@ class Engine:
         inline = {ad.id: ad for ad in choice.inline}
         return inline.get(choice.ad_id) or self.state.catalog.ads.get(choice.ad_id) or Ad(choice.ad_id)
 
+    def amount_of_ad(self, event_id: str, kind: str, order: str, feature: str) -> float:
+        """What the ad of a choice says under this name: 0 where that is no number.
+
+        Of something that was said before, what it said then. Raises `Unknown`.
+        """
+        if said := self.state.joiner.heard(event_id, kind, order):
+            return said.amount
+        event = self.decision(event_id).event
+        value = self.shown(event).features.get(feature, 0.0) if isinstance(event, Chosen) else 0.0
+        return 0.0 if isinstance(value, str) else value
+
     def trouble(self) -> str:
         """Why rewards are not accepted just now; empty when they are."""
         return self.failed() or self.refusal

@@ -80,6 +80,8 @@ class Chosen(msgspec.Struct, frozen=True, array_like=True, tag="chosen", gc=Fals
     inline: tuple[Ad, ...] = ()
     filtered: dict[str, str] = {}  # ad id -> why it was not a candidate (at most 100 of them)
     advice: bytes = b""  # what a recommender said of each ad, float32 little-endian, shape (n_ads,); or empty
+    expected: float | None = None  # what the policy expected the picked ad to earn, in [0, 1]; None: no idea
+    promised: float | None = None  # the same, calibrated by what had come of such expectations
 
     @property
     def ad_id(self) -> str:

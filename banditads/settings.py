@@ -188,7 +188,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ] = "earliest"
     click_reward: Annotated[
         str,
-        Meta(description="Reward of a click, cut off where the range of rewards ends. Empty: none."),
+        Meta(
+            description="Reward of a click, cut off where the range of rewards ends: a number, or a number "
+            "among the features of the ad, as in `ad.bid` or `ad.bid / 10`. Empty: none."
+        ),
     ] = "1"
     conversion_reward: Annotated[
         str,

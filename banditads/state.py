@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 
 from . import policies, recommenders
+from .calibration import Calibration
 from .catalog import Catalog
 from .columns import Columns
 from .events import (
@@ -88,7 +89,16 @@ class State:
         equal.
     """
 
-    PARTS: ClassVar = ("catalog", "joiner", "users", "stats", "policy", "recommender", "columns")
+    PARTS: ClassVar = (
+        "catalog",
+        "joiner",
+        "users",
+        "stats",
+        "policy",
+        "recommender",
+        "columns",
+        "calibration",
+    )
 
     def __init__(
         self,
@@ -109,6 +119,7 @@ class State:
         self.users = Users(max_users=max_users, half_life=half_life)
         self.stats = Stats()
         self.columns = Columns()
+        self.calibration = Calibration()
         self.policy_name = policy
         self.policy = policies.make(policy, **(options or {}))
         self.recommender_name = recommender
@@ -176,6 +187,7 @@ class State:
         if not (0 <= reward <= 1 and 0 < choice.probability <= 1):
             raise Spoilt(choice.event_id, f"reward {reward}, propensity {choice.probability}")
         ads = advised(choice.advice, settled.ads)
+        self.calibration.apply(settled, reward)
         try:
             self.policy.learn(choice.context, ads, choice.pick, reward, choice.probability)
             if len(self.catalog.ads) >= self.recommend_from:
@@ -203,6 +215,10 @@ class State:
             scores = self.recommender.scores(context, user)[[row for row in rows if row is not None]]
             said[known] = np.round(8 * np.clip(scores - scores.mean(), -MOST, MOST)) / 8
         return said.tobytes()
+
+    def in_rewards(self, promised: float | None) -> float | None:
+        """What a policy sees within [0, 1], in the range of rewards."""
+        return None if promised is None else self.reward_min + promised * (self.reward_max - self.reward_min)
 
     def _recommend_for(self, event: UserActed | UserErased | UserPut) -> None:
         """Tell the recommender of a user: nothing is learned of anybody who has no profile."""

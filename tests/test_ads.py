@@ -72,6 +72,7 @@ def test_the_answer_is_what_is_documented(site):
             "features": {},
         },
         "policy": "vw",
+        "expected_reward": 0.0,  # nothing was learned yet
         "offset": 1,
         "click_url": f"/click/{first['event_id']}",
         "impression_url": f"/impression/{first['event_id']}",

@@ -77,6 +77,7 @@ def test_choose_answers_what_is_documented(site):
         "probability": data["propensities"][shown.id],
         "propensities": {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3},
         "policy": "uniform",
+        "expected_reward": None,
         "offset": 1,
         "click_url": "/click/e1",
         "impression_url": "/impression/e1",

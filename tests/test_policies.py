@@ -120,9 +120,24 @@ def test_asking_changes_nothing_and_gives_the_same_bits_again(name, options):
     policy = taught(name, options)
     before, said = packed(policy), answers(policy)
     policy.pmf({"unheard": "of", "number": 7.0}, [Ad("unknown", {"kind": "odd", "weight": 2.0})])
+    policy.expected({"unheard": "of", "number": 7.0}, [Ad("unknown", {"kind": "odd", "weight": 2.0})], 0)
 
     assert answers(policy) == said
     assert packed(policy) == before
+
+
+@every_case
+def test_what_is_expected_lies_within_the_rewards_and_does_not_depend_on_who_asked_before(name, options):
+    policy, dice = taught(name, options), random.Random(7)
+    for _ in range(5):
+        visitor, pick = context(dice), dice.randrange(len(ADS))
+        alone = policy.expected(dict(visitor), list(ADS), pick)
+        policy.pmf(visitor, ADS)
+        assert policy.expected(visitor, ADS, pick) == alone
+        assert alone is None or 0 <= alone <= 1
+        policy.learn(visitor, ADS, pick, 1.0, 0.5)
+        again = policy.expected(visitor, ADS, pick)
+        assert again == copied(policy, name, options).expected(visitor, ADS, pick)
 
 
 @every_case

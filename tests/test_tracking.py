@@ -114,6 +114,25 @@ def test_a_click_is_worth_what_the_setting_says_and_may_be_worth_nothing(make_en
     assert unpaid.engine.journal.end == end
 
 
+def test_a_click_can_be_worth_what_the_ad_bids_at_that_time(make_engine):
+    site = shop(make_engine, high=10.0, click="ad.bid / 2")
+    for ad_id in list(site.engine.state.catalog.ads):
+        site("DELETE", f"/catalog/ads/{ad_id}")
+    site("PUT", "/catalog/ads/hats", {"features": {"bid": 3.0}})
+    site("GET", "/choose?event_id=e1")
+    site("PUT", "/catalog/ads/hats", {"features": {"bid": "much"}})
+    site("GET", "/choose?event_id=e2")
+
+    assert site("POST", "/click/e1").data["status"] == "applied"
+    site("PUT", "/catalog/ads/hats", {"features": {"bid": 8.0}})
+    assert site("POST", "/click/e1").data["status"] == "duplicate"
+    assert said(site) == [("click", 1.5)]
+    assert site("POST", "/click/e2").data["status"] == "applied"
+    assert said(site, "e2") == [("click", 0.0)]  # a word is no bid
+    assert site("GET", "/stats").data["signals"]["click"]["value"] == 3.0
+    assert site("POST", "/click/nobody").status == 404
+
+
 def test_a_dwell_counts_only_where_it_is_worth_something(make_engine):
     site = shop(make_engine)
     site("GET", "/choose?event_id=e1")

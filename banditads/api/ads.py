@@ -40,7 +40,7 @@ class RankedAd(msgspec.Struct):
     """One place of the list, which is a decision: its reward goes to this `event_id`.
 
     `probability` is that of this ad in this place, given those above it. `score` is the recommender's, null
-    where none has learned. `offset` and the URLs are as in /choose.
+    where none has learned. `expected_reward`, `offset` and the URLs are as in /choose.
     """
 
     event_id: str
@@ -52,6 +52,7 @@ class RankedAd(msgspec.Struct):
     features: dict[str, str | float]
     why: Reasons
     policy: str
+    expected_reward: float | None
     offset: int | None
     click_url: str | None
     impression_url: str | None
@@ -75,6 +76,7 @@ def mount(routes, engine) -> None:  # noqa: D103
             ad.features,
             Reasons(best if best and scores[best] > 0 else None, scores, reasons.features),
             event.policy,
+            engine.state.in_rewards(event.promised),
             offset,
             f"/click/{quoted}" if linked else None,
             f"/impression/{quoted}" if linked else None,

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from .. import wire
+from ..calibration import Reliability
 
 
 class AdStats(msgspec.Struct):
@@ -27,7 +28,10 @@ class SignalStats(msgspec.Struct):
 
 
 class StatsReply(msgspec.Struct):
-    """Counts since the journal began. `rewards` are those that came in time; silence is `expired`."""
+    """Counts since the journal began. `rewards` are those that came in time; silence is `expired`.
+
+    `calibration` says how far `expected_reward` could be believed, with rewards scaled to [0, 1].
+    """
 
     choices: int
     rewards: int
@@ -43,6 +47,7 @@ class StatsReply(msgspec.Struct):
     signals: dict[str, SignalStats]
     ads: dict[str, AdStats]
     policy: dict[str, Any]
+    calibration: Reliability
     offset: int
 
 
@@ -110,6 +115,7 @@ def mount(routes, engine) -> None:  # noqa: D103
                 {kind: SignalStats(each.count, each.amount) for kind, each in sorted(counts.signals.items())},
                 {ad: AdStats(*msgspec.structs.astuple(each)) for ad, each in sorted(counts.ads.items())},
                 {"name": state.policy_name, **state.policy.describe()},
+                state.calibration.reliability(),
                 state.applied,
             )
 

@@ -55,6 +55,9 @@ class ShownAd(msgspec.Struct):
 class ChooseReply(msgspec.Struct):
     """A decision. `offset` is null, and a reward impossible, when the disk refused to take it down.
 
+    `expected_reward` is what this ad is expected to earn, calibrated by what came of such expectations; null
+    from a policy that expects nothing.
+
     The URLs are null when there are keys and the event id is not the server's own.
     """
 
@@ -63,6 +66,7 @@ class ChooseReply(msgspec.Struct):
     probability: float
     propensities: dict[str, float]
     policy: str
+    expected_reward: float | None
     offset: int | None
     click_url: str | None
     impression_url: str | None
@@ -136,6 +140,7 @@ def mount(routes, engine) -> None:  # noqa: D103
                 event.probability,
                 event.propensities,
                 event.policy,
+                engine.state.in_rewards(event.promised),
                 offset,
                 f"/click/{quoted}" if linked else None,
                 f"/impression/{quoted}" if linked else None,

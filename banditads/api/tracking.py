@@ -90,6 +90,8 @@ def mount(routes, engine) -> None:  # noqa: D103, PLR0915
     def signal(event_id: str, kind: str, amount: float = 0.0, order: str = "") -> TrackReply:
         if (worth := routes.worths[kind]) is None:
             return TrackReply("ignored")
+        if worth.of_ad:
+            amount = engine.amount_of_ad(event_id, kind, order, worth.of_ad)
         reward = worth(amount, engine.state.reward_min, engine.state.reward_max)
         return TrackReply(*engine.reward(event_id, reward, kind, order, amount))
 

@@ -100,6 +100,11 @@ class Policy:
         if len(self.arms) > self.max_arms:
             del self.arms[next(iter(self.arms))]
 
+    def expected(self, context: Features, ads: Sequence[Ad], pick: int) -> float | None:
+        """The mean of the ad's regression, within the range of rewards."""
+        arm = self.arms.get(ads[pick].id) or self._arm()
+        return float(min(1.0, max(0.0, arm.predict_one(self._vector(context)))))
+
     def dump(self) -> Saved:
         """Ad id, features by place, precision, covariance and natural mean of each arm."""
         return [

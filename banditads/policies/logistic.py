@@ -151,6 +151,12 @@ class Policy:
             self.model.learn_one(x, False, w=1 - reward)
         self.learned += 1
 
+    def expected(self, context: Features, ads: Sequence[Ad], pick: int) -> float | None:
+        """The estimate of the model."""
+        visitor = self._hashed(self.of_visitor, tokens(context))
+        (x,) = self._crosses(visitor, [self._kept(ads[pick])])
+        return float(self.model.predict_proba_one(x)[True])
+
     def dump(self) -> Saved:
         """How much was learned; key, weight and squared gradients of each cross; scales of numbers."""
         weights, squares = self.model.weights, self.model.optimizer.g2

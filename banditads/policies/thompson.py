@@ -71,6 +71,11 @@ class Policy:
         if len(self.arms) > self.max_arms:
             del self.arms[next(iter(self.arms))]
 
+    def expected(self, context: Features, ads: Sequence[Ad], pick: int) -> float | None:
+        """The mean of the ad's distribution."""
+        arm = self.arms.get(ads[pick].id) or self._arm()
+        return float(arm.alpha / (arm.alpha + arm.beta))
+
     def dump(self) -> Saved:
         """Ad id, alpha and beta of each ad, the one that learned longest ago first."""
         return [[name, arm.alpha, arm.beta] for name, arm in self.arms.items()]

@@ -27,6 +27,10 @@ class Policy:
     ) -> None:
         """Learns nothing."""
 
+    def expected(self, context: Features, ads: Sequence[Ad], pick: int) -> float | None:
+        """Nothing was learned."""
+        return None
+
     def dump(self) -> Saved:
         """Nothing to keep."""
         return None

@@ -126,6 +126,9 @@ class Policy:
     array([0.05, 0.95])
     """
 
+    _asked: tuple[Features, Sequence[Ad], list[Any]]  # the last question; its examples hold VW's estimates
+    _vw: Any
+
     def __init__(
         self,
         *,
@@ -183,12 +186,21 @@ class Policy:
         # An estimate that is not finite makes all of them so, by the constant they share, and VW explores on.
         if not isfinite(kept[0].get_partial_prediction()):
             total = nan
+        self._asked = context, ads, kept
         return np.array([score / total for score in scores])
+
+    def expected(self, context: Features, ads: Sequence[Ad], pick: int) -> float | None:
+        """VW's estimate, within the range of rewards."""
+        if self._asked[0] is not context or self._asked[1] is not ads:
+            self.pmf(context, ads)
+        cost = self._asked[2][pick].get_partial_prediction()
+        return min(1.0, max(0.0, -cost)) if isfinite(cost) else None
 
     def learn(
         self, context: Features, ads: Sequence[Ad], pick: int, reward: float, propensity: float
     ) -> None:
         """One step of VW towards the cost of the ad that was picked."""
+        self._asked = {}, (), []
         for name, value in context.items():
             if not isinstance(value, str):
                 place = _place(name)
@@ -229,6 +241,7 @@ class Policy:
 
     def _start(self, workspace: Any) -> None:
         self._examples: OrderedDict[str, tuple[Ad, Any]] = OrderedDict()  # by id; least recently used first
+        self._asked = {}, (), []
         self._slate: tuple[Sequence[Ad], list[Any]] = (), []  # the last long one, and its examples
         self._empty: list[Any] = []  # examples without a feature
         self._vw = workspace
