@@ -183,6 +183,11 @@ class Joiner:
         """Whether a decision was made under this id, and is remembered."""
         return event_id in self.open or event_id in self.done
 
+    def waits(self, offset: int, choice: Chosen) -> bool:
+        """Whether this very choice, at this offset, waits for its reward."""
+        waiting = self.open.get(choice.event_id)
+        return waiting is not None and waiting.offset == offset
+
     def in_time(self, event_id: str, at: float) -> bool:
         """Whether this time is within the window of a choice that has not expired."""
         each = self.open.get(event_id) or self.done.get(event_id)

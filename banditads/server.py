@@ -100,6 +100,7 @@ def new_state(settings: Settings) -> State:
         max_open_bytes=settings.max_pending_bytes,
         max_done=settings.max_settled,
         advise=settings.advise,
+        silence=settings.silence,
         # The default is not part of the identity, for directories that are older than the setting.
         **{"aggregation": settings.reward_aggregation} if settings.reward_aggregation != "earliest" else {},
     )

@@ -175,6 +175,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             extra={"unit": "seconds", "parse": "duration"},
         ),
     ] = 600.0
+    silence: Annotated[
+        Literal["wait", "immediate"],
+        Meta(
+            description="When the policy learns that a decision earned nothing: `wait`, when `reward_wait` "
+            "is over; `immediate`, when it is made, and its reward when one comes: for windows that are long "
+            "beside the time in which you want it to learn."
+        ),
+    ] = "wait"
     default_reward: Annotated[float, Meta(description="Reward that is learned when none came in time.")] = 0.0
     reward_min: Annotated[float, Meta(description="Smallest reward that is accepted.", ge=-1e6, le=1e6)] = 0.0
     reward_max: Annotated[float, Meta(description="Largest reward that is accepted.", ge=-1e6, le=1e6)] = 1.0

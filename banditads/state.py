@@ -75,6 +75,9 @@ class State:
         Ads that a catalog must hold for the recommender to learn.
     advise
         Whether the policy is told what the recommender says of each ad.
+    silence
+        When the policy learns that nobody rewarded a choice: "wait", when its time is over; "immediate", as
+        soon as it is made, and what it earns besides, should a reward come.
     max_users, half_life
         Options of `Users`.
     joining
@@ -110,6 +113,7 @@ class State:
         recommender: str = "crosses",
         recommend_from: int = recommenders.LARGE,
         advise: bool = False,
+        silence: str = "wait",
         max_users: int = 10**6,
         half_life: float = 30 * DAY,
         **joining: Any,
@@ -124,7 +128,7 @@ class State:
         self.policy = policies.make(policy, **(options or {}))
         self.recommender_name = recommender
         self.recommender = recommenders.make(recommender)
-        self.recommend_from, self.advise = recommend_from, advise
+        self.recommend_from, self.advise, self.silence = recommend_from, advise, silence
         self.reward_min, self.reward_max = reward_min, reward_max
         self.applied = 0  # offset of the next event we want
         self.skip: set[str] = set()
@@ -143,6 +147,8 @@ class State:
             self.identity["recommend_from"] = recommend_from
         if advise:
             self.identity["advise"] = advise
+        if silence != "wait":
+            self.identity["silence"] = silence
 
     @classmethod
     def of(cls, identity: Mapping[str, Any]) -> State:
@@ -170,6 +176,8 @@ class State:
             if event.event_id not in self.skip and self.joiner.knows(event.event_id):
                 raise Spoilt(event.event_id, "the journal says that it was set aside")
             self.skip.discard(event.event_id)
+            if event.event_id in self.joiner.open:  # it spoilt the model before its reward could
+                self.joiner.forget([event.event_id])
         if not ads and (rows := self.catalog.apply(event)):
             assert isinstance(event, AdsPut | AdRemoved)
             self.recommender.apply(event, rows)
@@ -178,27 +186,45 @@ class State:
             self._recommend_for(event)
         self.columns.apply(event, ads)
         self.stats.apply(event, late=late)
+        if self.silence == "immediate" and isinstance(event, Chosen) and self.joiner.waits(offset, event):
+            self._teach(event, ads, self.joiner.default)
 
     def _learn(self, settled: Settled) -> None:
+        """Learn from what a choice earned."""
         choice = settled.choice
         if choice.event_id in self.skip:
             return
-        reward = (settled.reward - self.reward_min) / (self.reward_max - self.reward_min)
+        self.calibration.apply(settled, self._scaled(settled.reward))
+        if self.silence == "wait" or settled.reward != self.joiner.default:
+            self._teach(choice, settled.ads, settled.reward)
+        if len(self.catalog.ads) >= self.recommend_from:
+            user = choice.user_id if choice.user_id in self.users.profiles else ""
+            reward = self._scaled(settled.reward)
+            try:
+                self.recommender.learn(settled, self.catalog.row(choice.ad_id), reward, user)
+            except Exception as error:
+                raise Spoilt(choice.event_id, repr(error)) from error
+
+    def _teach(self, choice: Chosen, as_chosen: tuple[Ad, ...], earned: float) -> None:
+        """A step of the policy, and a look at what came of it."""
+        if choice.event_id in self.skip:
+            return
+        reward = self._scaled(earned)
         if not (0 <= reward <= 1 and 0 < choice.probability <= 1):
             raise Spoilt(choice.event_id, f"reward {reward}, propensity {choice.probability}")
-        ads = advised(choice.advice, settled.ads)
-        self.calibration.apply(settled, reward)
+        ads = advised(choice.advice, as_chosen)
         try:
             self.policy.learn(choice.context, ads, choice.pick, reward, choice.probability)
-            if len(self.catalog.ads) >= self.recommend_from:
-                user = choice.user_id if choice.user_id in self.users.profiles else ""
-                self.recommender.learn(settled, self.catalog.row(choice.ad_id), reward, user)
             # The ad that was shown and one more have every weight that was touched.
             pmf = self.policy.pmf(choice.context, (ads[choice.pick], ads[choice.pick - 1])[: len(ads)])
         except Exception as error:  # whatever it was, it would happen again at every start
             raise Spoilt(choice.event_id, repr(error)) from error
         if not abs(pmf.sum() - 1) < 1e-6:  # NaN too
             raise Spoilt(choice.event_id, f"probabilities are {pmf.tolist()}")
+
+    def _scaled(self, reward: float) -> float:
+        """As policies see it."""
+        return (reward - self.reward_min) / (self.reward_max - self.reward_min)
 
     def advice(self, ads: tuple[Ad, ...], context: Features, user: str) -> bytes:
         """What the policy is told of these ads, for `Chosen.advice`; empty where it is told nothing.

@@ -23,6 +23,7 @@ OWN = {  # what may not be any value of its kind
     "max_scored": "500",
     "proposals": "16",
     "reward_aggregation": "sum",
+    "silence": "immediate",
     "click_reward": "0.5",
     "conversion_reward": "value / 100",
     "dwell_reward": "value*2",

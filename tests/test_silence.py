@@ -1,0 +1,104 @@
+"""Where silence is learned at once, it is learned once, and a reward puts it right."""
+
+import random
+
+import msgspec
+import pytest
+from test_watchdog import poisoned  # noqa: F401  (a fixture)
+
+from banditads import policies
+from banditads.choosing import Request
+from banditads.engine import Engine
+from banditads.errors import Unknown
+from banditads.events import Ad
+from banditads.journal import connect
+from banditads.replay import fold
+from banditads.signing import EventIds
+from banditads.state import State
+
+ADS = (Ad("hats"), Ad("shoes"))
+
+
+def at_once(policy="vw", silence="immediate", journal=None, **more):
+    state = State(policy, silence=silence, **more)
+    engine = Engine(state, journal or connect("memory:"), ids=EventIds(b"k" * 32), clock=lambda: 1.0)
+    if not engine.state.catalog.ads:
+        engine.put_ads(ADS)
+    return engine
+
+
+def taught(engine, n=40, rate=0.3, seed=1):
+    dice = random.Random(seed)
+    for _ in range(n):
+        event, _ = engine.choose(Request({"kind": dice.choice("xy")}))
+        if dice.random() < rate:
+            engine.reward(event.event_id, 1.0)
+    return engine
+
+
+def learned(engine):
+    return msgspec.msgpack.encode(engine.state.policy.dump())
+
+
+@pytest.mark.parametrize("policy", [name for name in policies.names() if name != "uniform"])
+def test_a_choice_teaches_as_soon_as_it_is_made_and_its_reward_when_it_comes(policy):
+    engine, by_hand = at_once(policy), policies.make(policy)
+    event, _ = engine.choose(Request({"kind": "x"}))
+    by_hand.learn(event.context, ADS, event.pick, 0.0, event.probability)
+    assert learned(engine) == msgspec.msgpack.encode(by_hand.dump())
+
+    engine.reward(event.event_id, 1.0)
+    by_hand.learn(event.context, ADS, event.pick, 1.0, event.probability)
+    assert learned(engine) == msgspec.msgpack.encode(by_hand.dump())
+
+
+def test_a_choice_that_is_asked_for_again_or_said_to_have_earned_nothing_teaches_nothing_more():
+    engine = at_once()
+    engine.choose(Request({"kind": "x"}), "e1")
+    before = learned(engine)
+    engine.choose(Request({"kind": "x"}), "e1")
+    engine.reward("e1", 0.0)
+    engine.choose(Request({"kind": "x"}), "e1")
+    assert learned(engine) == before
+
+
+def test_time_that_runs_out_teaches_nothing_more():
+    engine = taught(at_once(wait=5.0))
+    before, waiting = learned(engine), len(engine.state.joiner.open)
+    engine.clock = lambda: 100.0
+    engine.tick()
+    assert waiting
+    assert not engine.state.joiner.open
+    assert learned(engine) == before
+    assert engine.state.stats.total.expired == waiting
+
+
+def test_the_fold_and_a_snapshot_anywhere_come_to_the_same_state():
+    engine = taught(at_once())
+    records = list(engine.journal.read(0))
+    for k in (0, 1, 2, len(records) // 2, len(records)):
+        first = fold(records[:k], State("vw", silence="immediate"))
+        second = State("vw", silence="immediate")
+        second.load(first.dump())
+        assert fold(records[k:], second).digest() == engine.state.digest()
+
+
+def test_click_rates_of_ads_are_learned_nearly_right():
+    engine = taught(at_once("thompson"), n=3000, rate=0.03)
+    shown = max(engine.state.stats.ads, key=lambda ad: engine.state.stats.ads[ad].choices)
+    counts = engine.state.stats.ads[shown]
+    rate = counts.rewards / counts.choices
+    expected = engine.state.policy.expected({}, [Ad(shown)], 0)
+    assert expected == pytest.approx(rate / (1 + rate), rel=0.1)
+
+
+def test_a_choice_that_spoils_the_model_is_forgotten_and_everything_else_goes_on(poisoned):  # noqa: F811
+    poisoned(float("inf"))
+    engine = taught(at_once())
+    event, _ = engine.choose(Request({"victim": "yes"}))
+    with pytest.raises(Unknown):
+        engine.reward(event.event_id, 1.0)
+    taught(engine, seed=2)
+    assert engine.state.stats.set_aside == 1
+    again = at_once(journal=engine.journal)
+    assert again.state.digest() == engine.state.digest()
