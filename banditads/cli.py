@@ -256,6 +256,9 @@ def _server(arguments: list[str]) -> Iterator[str]:
     metavar="NAME[:OPTION=VALUE,...]",
     help="Policy to judge, such as vw or vw:epsilon=0.05. May be repeated. [default: all there are]",
 )
+@click.option(
+    "--estimator", "estimators", metavar="NAME", multiple=True, help="Column of the table; may be repeated."
+)
 @click.option("--seed", default=0, show_default=True, help="Of the draws of rejection replay.")
 @click.option("--limit", type=click.IntRange(1), help="Only so many rounds of each log. [default: all]")
 @click.option("--reward-min", default=0.0, show_default=True, help="Smallest reward in the log.")
@@ -266,6 +269,7 @@ def replay(
     *,
     sources: tuple[str, ...],
     specs: tuple[str, ...],
+    estimators: tuple[str, ...],
     seed: int,
     limit: int | None,
     reward_min: float,
@@ -281,8 +285,10 @@ def replay(
     import msgspec
     from rich.console import Console
 
-    from . import report
+    from . import ope, report
 
+    for name in estimators:
+        ope.check(name)
     os.nice(10)  # there may be a server on this machine, and its requests come first
     if plot:
         report.plotting()  # before the work, not after it
@@ -293,7 +299,7 @@ def replay(
     if as_json:
         click.echo(msgspec.json.encode(reports))
     else:
-        report.show(reports, Console())
+        report.show(reports, Console(), estimators=estimators or report.ESTIMATORS)
     if plot:
         report.plot(reports, plot)
         console.print(f"The learning curves are in {plot}.", highlight=False)

@@ -2,8 +2,9 @@
 
 Both are progressive validation: a policy is asked about a round before it is told what came of it.
 
-* **IPS and SNIPS** (`ope/`): the policy learns from every round of the log, with the logged propensity, and
-  is judged by the probability it gives to what was shown.
+* **Weighted** (IPS, SNIPS, DR and the others in `ope/`): the policy learns from every round of the log, with
+  the logged propensity, and is judged by the probability it gives to what was shown. A model of the rewards
+  learns along, for the estimators that want one.
 * **Rejection replay**, Li, Chu, Langford and Wang (2011), arXiv:1003.5956: a second copy of the policy draws
   an ad, and only where that is the ad of the log does it get the reward and learn. On a uniform log the
   accepted rounds are a run of the policy itself, so their plain average is unbiased, exploration included.
@@ -26,13 +27,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from . import ope, policies
 from .errors import Invalid, Misconfigured
 from .events import Settled
 from .ope import Estimate, Rounds
 from .policies import Floats, Policy
+from .reward_model import RewardModel
 from .sampling import pick, uniform
 
 LOGGED = "logged"  # the label of the policy that made the log
@@ -55,18 +56,32 @@ class Result(msgspec.Struct, frozen=True):
 
     policy: str  # as it was asked for, or "logged"
     rounds: int  # in the log
-    replay: Estimate  # rejection replay; for the logged policy the average reward
-    accepted: int  # rounds that rejection replay kept
+    estimates: dict[str, Estimate]  # by the name of the estimator, every one in `ope`
+    anytime: Estimate  # IPS with an interval that may be looked at while the log grows, see `ope.anytime`
+    accepted: int  # rounds that rejection replay kept; all, for the logged policy
     match_rate: float  # accepted / rounds, 0 for an empty log
     replay_enough: bool
-    ips: Estimate
-    snips: Estimate
     effective_sample_size: float
     largest_weight: float
     weights_enough: bool
     notes: tuple[str, ...] = ()  # why something could not be estimated
     replay_curve: tuple[Point, ...] = ()
     snips_curve: tuple[Point, ...] = ()
+
+    @property
+    def replay(self) -> Estimate:
+        """Rejection replay; for the logged policy the average reward."""
+        return self.estimates["replay"]
+
+    @property
+    def ips(self) -> Estimate:
+        """Inverse propensity scoring."""
+        return self.estimates["ips"]
+
+    @property
+    def snips(self) -> Estimate:
+        """Self-normalised inverse propensity scoring."""
+        return self.estimates["snips"]
 
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
@@ -108,54 +123,92 @@ def evaluate(
     same numbers to the last bit. Raises `errors.Invalid` for a reward or a propensity out of range.
     """
     candidates = [_Candidate(spec, make(spec), make(spec)) for spec in specs]
-    rewards, logged = array("d"), array("d")
+    server = _Columns(LOGGED)
+    model, span = RewardModel(), reward_max - reward_min
+    rewards, logged, shown = array("d"), array("d"), array("d")
     smallest, done = 1.0, 0
     for done, settled in enumerate(rounds, 1):
         choice = settled.choice
-        reward = (settled.reward - reward_min) / (reward_max - reward_min)
+        reward = (settled.reward - reward_min) / span
         if not 0 <= reward <= 1:
             raise Invalid(
                 f"reward {settled.reward} of {choice.event_id} is not in {reward_min} .. {reward_max}",
                 "reward",
             )
-        propensity = choice.probability
+        propensity, propensities = choice.probability, np.frombuffer(choice.pmf, "<f8")
         if not 0 < propensity <= 1:
             raise Invalid(f"{choice.event_id} has the propensity {propensity}", "propensity")
-        smallest = min(smallest, float(np.frombuffer(choice.pmf, "<f8").min()))
+        smallest = min(smallest, float(propensities.min()))
         kept = uniform(choice.event_id, f"keep:{seed}") < smallest / propensity
+        expected = reward_min + span * model.asked_and_told(choice.context, settled.ads, choice.pick, reward)
+        # What the server did is known: nothing is to be averaged. Public logs say no other propensities.
+        server.add(1.0, 1.0, float(expected[choice.pick]))
+        server.matched.append(True)
         for candidate in candidates:
+            pmf = candidate.ask(settled)
+            possible = (pmf / np.maximum(propensities, 1e-300)).max()  # as good as infinite without a chance
+            candidate.add(float(pmf[choice.pick]), float(possible), float(pmf @ expected))
             candidate.learn(settled, reward, propensity)
-            if kept and candidate.replay(settled, reward, f"replay:{seed}"):
-                candidate.accepted.append(done - 1)
+            candidate.matched.append(kept and candidate.replay(settled, reward, f"replay:{seed}"))
         rewards.append(settled.reward)
         logged.append(propensity)
+        shown.append(expected[choice.pick])
         if progress and done % STEP == 0:
             progress(done)
     if progress:
         progress(done)
-    earned, shown = np.array(rewards), np.array(logged)
-    everything = np.arange(done)
     return [
-        _result(LOGGED, Rounds(earned, shown, shown), everything, smallest),
+        _result(LOGGED, server.rounds(rewards, server.target, shown), smallest, reward_min, reward_max),
         *(
-            _result(each.label, Rounds(earned, shown, each.target), np.array(each.accepted), smallest)
+            _result(each.label, each.rounds(rewards, logged, shown), smallest, reward_min, reward_max)
             for each in candidates
         ),
     ]
 
 
-class _Candidate:
+class _Columns:
+    """What a policy would have done, round by round, as `ope` wants it."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.target = array("d")  # probability of what was shown
+        self.possible = array("d")  # the largest weight that the round could have had
+        self.estimated = array("d")  # what the reward model expects of this policy
+        self.matched = array("b")  # whether rejection replay keeps the round
+
+    def add(self, target: float, possible: float, estimated: float) -> None:
+        """One more round."""
+        self.target.append(target)
+        self.possible.append(possible)
+        self.estimated.append(estimated)
+
+    def rounds(self, rewards: array[float], logged: array[float], shown: array[float]) -> Rounds:
+        """These columns, with those of the log."""
+        return Rounds(
+            rewards,
+            logged,
+            self.target,
+            estimated_shown=shown,
+            estimated_target=self.estimated,
+            matched=self.matched,
+            possible=self.possible,
+        )
+
+
+class _Candidate(_Columns):
     """Two copies of a policy: one learns from the whole log, one only from what it would have seen itself."""
 
     def __init__(self, label: str, learner: Policy, player: Policy) -> None:
-        self.label, self.learner, self.player = label, learner, player
-        self.target = array("d")  # probability of what was shown, each round
-        self.accepted = array("q")  # places in the log
+        super().__init__(label)
+        self.learner, self.player = learner, player
+
+    def ask(self, settled: Settled) -> Floats:
+        """The distribution of the copy that sees everything."""
+        return self._pmf(self.learner, settled)
 
     def learn(self, settled: Settled, reward: float, propensity: float) -> None:
-        """Ask the copy that sees everything, then tell it."""
+        """Tell the copy that sees everything."""
         choice = settled.choice
-        self.target.append(float(self._pmf(self.learner, settled)[choice.pick]))
         self.learner.learn(choice.context, settled.ads, choice.pick, reward, propensity)
 
     def replay(self, settled: Settled, reward: float, salt: str) -> bool:
@@ -176,13 +229,11 @@ class _Candidate:
         return pmf
 
 
-def _result(label: str, rounds: Rounds, accepted: NDArray[np.int64], smallest: float) -> Result:
-    n, size = len(rounds.reward), ope.effective_sample_size(rounds)
-    replayed = Rounds(rounds.reward[accepted], np.ones(len(accepted)), np.ones(len(accepted)))
+def _result(label: str, rounds: Rounds, smallest: float, low: float, high: float) -> Result:
+    n, size, accepted = len(rounds.reward), ope.effective_sample_size(rounds), int(rounds.matched.sum())
     ends = np.unique(np.linspace(0, n, POINTS + 1).astype(int))[1:].tolist()
-    seen = np.searchsorted(accepted, ends).tolist()  # accepted rounds among the first so many of the log
     notes = []
-    if n and not len(accepted):
+    if n and not accepted:
         notes.append(f"nothing to replay: some ad of the log had a chance of only {smallest:.2g}")
     if n and not ope.covered(rounds):
         notes.append(f"the log hardly shows what it would: weights average {rounds.weight.mean():.2g}, not 1")
@@ -191,19 +242,16 @@ def _result(label: str, rounds: Rounds, accepted: NDArray[np.int64], smallest: f
     return Result(
         policy=label,
         rounds=n,
-        replay=ope.estimate("ips", replayed),
-        accepted=len(accepted),
-        match_rate=len(accepted) / n if n else 0.0,
-        replay_enough=ope.enough(replayed),
-        ips=ope.estimate("ips", rounds),
-        snips=ope.estimate("snips", rounds),
+        estimates={name: ope.estimate(name, rounds) for name in ope.names()},
+        anytime=ope.anytime(rounds, low, high),
+        accepted=accepted,
+        match_rate=accepted / n if n else 0.0,
+        replay_enough=ope.enough(rounds.replayed()),
         effective_sample_size=size,
         largest_weight=ope.largest_weight(rounds),
         weights_enough=ope.enough(rounds),
         notes=tuple(notes),
-        replay_curve=tuple(
-            Point(end, ope.estimate("ips", replayed.first(k))) for end, k in zip(ends, seen, strict=True)
-        ),
+        replay_curve=tuple(Point(end, ope.estimate("replay", rounds.first(end))) for end in ends),
         snips_curve=tuple(Point(end, ope.estimate("snips", rounds.first(end))) for end in ends),
     )
 

@@ -25,6 +25,7 @@ from .evaluation import LOGGED, Point, Result, evaluate
 from .ope import Estimate
 
 UNSURE = "not enough to say"
+ESTIMATORS = ("snips", "dr")  # that a table shows, unless it is told
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -71,17 +72,23 @@ def run(
     return reports
 
 
-def table(report: Report, *, markdown: bool = False) -> Table:
-    """One row per policy. Estimates are per round, with 95 % intervals; those not worth showing are not."""
+def table(report: Report, estimators: Sequence[str] = ESTIMATORS, *, markdown: bool = False) -> Table:
+    """One row per policy. Estimates are per round, with 95 % intervals; those not worth showing are not.
+
+    The interval that may be looked at while the log grows is always worth showing: it is wide instead.
+    """
     found = Table(
         title=None if markdown else report.title,
         box=box.MARKDOWN if markdown else box.SIMPLE_HEAVY,
         title_justify="left",
         title_style="bold",
+        pad_edge=markdown,
+        collapse_padding=not markdown,  # nine columns in 80
     )
     between = " " if markdown else "\n"
     found.add_column("policy", no_wrap=markdown, overflow="fold")
-    headings = f"rejection{between}replay", "accepted", "IPS", "SNIPS", "ESS", f"largest{between}weight"
+    names = [each.upper().replace("_", between) for each in estimators]
+    headings = f"rejection{between}replay", "accepted", *names, "anytime", "ESS", f"largest{between}weight"
     for heading in headings:
         found.add_column(heading, justify="right", no_wrap=markdown)
     for result in report.results:
@@ -89,20 +96,26 @@ def table(report: Report, *, markdown: bool = False) -> Table:
             result.policy,
             _cell(result.replay, result.replay_enough, between),
             f"{result.accepted:,}{between}({result.match_rate:.1%})",
-            _cell(result.ips, result.weights_enough, between),
-            _cell(result.snips, result.weights_enough, between),
+            *(_cell(result.estimates[each], result.weights_enough, between) for each in estimators),
+            _between(result.anytime, between),
             f"{result.effective_sample_size:,.0f}",
             _short(result.largest_weight),
         )
     return found
 
 
-def show(reports: Sequence[Report], console: Console, *, markdown: bool = False) -> None:
+def show(
+    reports: Sequence[Report],
+    console: Console,
+    *,
+    estimators: Sequence[str] = ESTIMATORS,
+    markdown: bool = False,
+) -> None:
     """Print the tables, one below the other; as Markdown with headings, to be pasted."""
     for report in reports:
         if markdown:
             console.print(f"### {report.title}", highlight=False, markup=False)
-        console.print(table(report, markdown=markdown))
+        console.print(table(report, estimators, markdown=markdown))
         said: dict[str, list[str]] = {}
         for result in report.results:
             for note in result.notes:
@@ -173,6 +186,12 @@ def _cell(estimate: Estimate, enough: bool, between: str) -> str:
     if estimate.high is None:
         return f"{estimate.value:.3g}{between}± ?"
     return f"{estimate.value:.3g}{between}± {estimate.high - estimate.value:.2g}"
+
+
+def _between(estimate: Estimate, between: str) -> str:
+    if estimate.low is None or estimate.high is None:
+        return "?"
+    return f"{estimate.low:.2g}{between}.. {estimate.high:.2g}"
 
 
 def _short(number: float) -> str:

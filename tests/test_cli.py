@@ -85,7 +85,13 @@ def test_replay_judges_policies_on_a_journal_and_says_the_same_twice(data, tmp_p
     assert banditads(*arguments).stdout == first
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert "not enough" in banditads("replay", "bts/men", "--policy", "uniform", "--limit", "500").stdout
+    table = banditads(
+        "replay", "bts/men", "--policy", "uniform", "--limit", "500", "--estimator", "switch_dr"
+    )
+    assert "SWITCH" in table.stdout
+    assert "SNIPS" not in table.stdout
     banditads("replay", data, "--policy", "nope", code=78)
+    banditads("replay", data, "--estimator", "nope", code=78)
     banditads("replay", "nowhere", code=78)
 
 

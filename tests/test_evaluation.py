@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from banditads import logs, policies, report
+from banditads import logs, ope, policies, report
 from banditads.errors import Invalid, Misconfigured
 from banditads.evaluation import LOGGED, Result, evaluate, parse
 from banditads.events import Ad, Chosen, Settled
@@ -86,9 +86,14 @@ def fixed(spec):
 def test_every_estimate_finds_the_true_value(logging):
     _, result = evaluate(log(1, 20_000, logging), ["target"], make=fixed)
 
-    for estimate in (result.replay, result.ips, result.snips):
+    assert list(result.estimates) == ope.names()
+    assert result.estimates["dm"].value == pytest.approx(TRUTH, abs=0.02)
+    for name in set(ope.names()) - {"dm"}:
+        estimate = result.estimates[name]
         assert estimate.low < TRUTH < estimate.high
         assert estimate.high - estimate.low < 0.06
+    assert result.anytime.low < TRUTH < result.anytime.high
+    assert result.anytime.high - result.anytime.low < 0.1
     assert result.replay_enough
     assert result.weights_enough
     assert result.notes == ()
@@ -97,12 +102,15 @@ def test_every_estimate_finds_the_true_value(logging):
 @pytest.mark.parametrize("logging", [EVEN, SKEWED], ids=["even", "skewed"])
 def test_intervals_hold_the_truth_19_times_in_20(logging, monkeypatch):
     monkeypatch.setattr("banditads.evaluation.POINTS", 1)  # curves take most of the time
-    held = np.zeros(3)
+    names = "replay", "ips", "snips", "dr", "sndr"
+    held, always = np.zeros(5), 0
     for seed in range(200):
         _, result = evaluate(log(seed, 500, logging), ["target"], make=fixed)
-        held += [each.low < TRUTH < each.high for each in (result.replay, result.ips, result.snips)]
+        held += [result.estimates[name].low < TRUTH < result.estimates[name].high for name in names]
+        always += result.anytime.low < TRUTH < result.anytime.high
 
     assert (np.abs(held / 200 - 0.95) <= 0.04).all(), held
+    assert always >= 190
 
 
 @pytest.mark.parametrize(("logging", "rate"), [(EVEN, 0.25), (SKEWED, 0.1)], ids=["even", "skewed"])
@@ -175,6 +183,7 @@ def test_the_logged_policy_comes_first_and_is_simply_averaged():
 
     assert logged.policy == LOGGED
     assert logged.replay.value == logged.ips.value == rewards.mean()
+    assert logged.estimates["dr"].value == pytest.approx(rewards.mean())
     assert logged.replay.high - logged.replay.value == pytest.approx(1.96 * rewards.std(ddof=1) / 3000**0.5)
     assert (logged.accepted, logged.match_rate) == (3000, 1.0)
     assert (logged.effective_sample_size, logged.largest_weight) == (3000, 1.0)
@@ -320,7 +329,7 @@ def test_a_report_prints_only_what_may_be_said(tmp_path):
     text = console.export_text()
 
     assert "bts/women, 10,000 rounds, seed 0" in text
-    assert text.count("not enough") == 4  # all three of bts, and the replay of random: 213 rounds, no click
+    assert text.count("to say") == 4  # all three of bts, and the replay of random: 213 rounds, no click
     assert "21,739" in text
     assert "± 0.0013" in text
     assert all(len(line.rstrip()) <= 80 for line in text.splitlines())

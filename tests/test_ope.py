@@ -1,13 +1,16 @@
 """Every file in ope/ finds the value we built in, and the figures that others published."""
 
+import json
+
 import numpy as np
 import pytest
+from golden.estimators import make
 from hypothesis import given
 from hypothesis import strategies as st
 
 from banditads import logs, ope
 from banditads.errors import Invalid, Misconfigured
-from banditads.ope import Estimate, Rounds
+from banditads.ope import Estimate, Rounds, clipped_ips, switch_dr
 
 # The production prior of the policy `bts`, campaign `all`: conf/prior_bts.yaml of obp 0.4.1 (Apache-2.0).
 ALPHA = """
@@ -24,45 +27,162 @@ BETA = """
 """
 
 
-def world(seed, n):
-    """Rounds of a logging policy that likes arm 0, judged for one that likes arm 1; and the truth."""
+LOGGING = np.array([[0.7, 0.3], [0.4, 0.6]])  # probability of each arm, for two kinds of visitors
+TARGET = np.array([[0.2, 0.8], [0.5, 0.5]])
+MEANS = np.array([[0.2, 0.6], [0.5, 0.3]])  # what they earn
+TRUTH = float((TARGET * MEANS).sum(1).mean())
+
+
+def world(seed, n, model=MEANS):
+    """Rounds of one policy, judged for another; of replay, those that matched and were kept."""
     rng = np.random.default_rng(seed)
-    logging, target, means = np.array([0.7, 0.3]), np.array([0.2, 0.8]), np.array([0.2, 0.6])
-    arm = rng.choice(2, n, p=logging)
-    return Rounds(rng.random(n) < means[arm], logging[arm], target[arm]), target @ means
+    kind = rng.integers(2, size=n)
+    arm = (rng.random(n) < LOGGING[kind, 1]).astype(int)
+    logged, target = LOGGING[kind, arm], TARGET[kind, arm]
+    drawn = rng.random(n) < TARGET[kind, 1]
+    return Rounds(
+        rng.random(n) < MEANS[kind, arm],
+        logged,
+        target,
+        estimated_shown=model[kind, arm],
+        estimated_target=(TARGET * model).sum(1)[kind],
+        matched=(drawn == arm) & (rng.random(n) < LOGGING.min() / logged),
+        possible=(TARGET / LOGGING).max(1)[kind],
+    )
+
+
+def rounds_of(reward, logged, target):
+    """Rounds of which a model knew what they would earn."""
+    return Rounds(reward, logged, target, estimated_shown=reward, estimated_target=reward)
 
 
 @pytest.mark.parametrize("name", ope.names())
 def test_finds_the_true_value(name):
-    rounds, truth = world(0, 20_000)
-    answer = ope.estimate(name, rounds)
+    answer = ope.estimate(name, world(0, 20_000))
 
-    assert answer.low < truth < answer.high
-    assert answer.high - answer.low < 0.06
+    assert answer.value == pytest.approx(TRUTH, abs=0.02)
+    if name != "dm":
+        assert answer.low < TRUTH < answer.high
+        assert answer.high - answer.low < 0.06
 
 
-@pytest.mark.parametrize("name", ope.names())
+@pytest.mark.parametrize("name", set(ope.names()) - {"dm"})
 def test_intervals_hold_the_truth_19_times_in_20(name):
     held = 0
     for seed in range(1000):
-        rounds, truth = world(seed, 500)
-        answer = ope.estimate(name, rounds)
-        held += answer.low <= truth <= answer.high
+        answer = ope.estimate(name, world(seed, 500))
+        held += answer.low <= TRUTH <= answer.high
 
     assert 0.93 <= held / 1000 <= 0.97
 
 
-def test_agrees_with_obp_on_the_same_inputs():
-    # pip install obp==0.4.1, then with the columns below (`pi` as action_dist (n, 5, 1), `mu` as pscore):
-    # obp.ope.InverseProbabilityWeighting().estimate_policy_value(...) and
-    # obp.ope.SelfNormalizedInverseProbabilityWeighting().estimate_policy_value(...)
-    rng, n = np.random.default_rng(7), 1000
-    mu, pi = rng.dirichlet(np.ones(5), n), rng.dirichlet(np.ones(5), n)
-    arm, row = (rng.random(n)[:, None] < mu.cumsum(1)).argmax(1), np.arange(n)
-    rounds = Rounds(rng.random(n), mu[row, arm], pi[row, arm])
+@pytest.mark.parametrize("name", ["dr", "sndr", "switch_dr"])
+def test_what_is_doubly_robust_survives_a_bad_model_and_the_direct_method_does_not(name):
+    bad = np.array([[0.9, 0.1], [0.0, 1.0]])
+    answer = ope.estimate(name, world(1, 20_000, bad))
 
-    assert ope.estimate("ips", rounds).value == pytest.approx(0.4655949181927846, abs=1e-9)
-    assert ope.estimate("snips", rounds).value == pytest.approx(0.49505622058611504, abs=1e-9)
+    assert answer.low < TRUTH < answer.high
+    assert abs(ope.estimate("dm", world(1, 20_000, bad)).value - TRUTH) > 0.05
+
+
+def test_a_good_model_makes_intervals_narrower():
+    def width(name):
+        answer = ope.estimate(name, world(2, 5000))
+        return answer.high - answer.low
+
+    assert width("dr") < width("ips") * 0.9
+    assert width("sndr") < width("ips") * 0.9
+
+
+def test_the_direct_method_has_no_interval():
+    assert ope.estimate("dm", world(3, 1000)).low is None
+    assert ope.estimate("dm", world(3, 1000)).high is None
+
+
+def test_large_weights_are_cut_at_the_square_root_of_how_many_rounds_there_are():
+    n = 400
+    rounds = Rounds(
+        np.ones(n),
+        [0.01] * 10 + [1.0] * (n - 10),
+        np.ones(n),
+        estimated_shown=np.full(n, 0.5),
+        estimated_target=np.full(n, 0.5),
+    )
+
+    assert ope.estimate("ips", rounds).value == pytest.approx((10 * 100 + 390) / n)
+    assert ope.estimate("clipped_ips", rounds).value == pytest.approx((10 * 20 + 390) / n)
+    assert ope.estimate("switch_dr", rounds).value == pytest.approx(0.5 + 0.5 * 390 / n)
+
+
+@pytest.mark.parametrize("name", ["dm", "dr", "sndr", "switch_dr"])
+def test_an_estimator_that_wants_a_model_says_so(name):
+    with pytest.raises(Invalid, match="wants what a model expects"):
+        ope.estimate(name, Rounds([1], [0.5], [0.5]))
+
+
+def test_agrees_with_obp_on_the_same_inputs():
+    mu, pi, model, arm, reward = make.columns()  # how the figures were made stands there
+    row = np.arange(len(reward))
+    rounds = Rounds(
+        reward,
+        mu[row, arm],
+        pi[row, arm],
+        estimated_shown=model[row, arm],
+        estimated_target=(pi * model).sum(1),
+    )
+    certain = Rounds(reward, mu[row, arm], arm == pi.argmax(1))
+    found = {name: ope.estimate(name, rounds).value for name in ope.names()} | {
+        "replay": ope.estimate("replay", certain).value,
+        "clipped_ips": clipped_ips.scores(rounds, make.LIMIT).mean(),
+        "switch_dr": switch_dr.scores(rounds, make.LIMIT).mean(),
+    }
+
+    assert found == pytest.approx(json.loads(make.FIGURES.read_text()), abs=1e-9)
+    assert len({round(value, 6) for value in found.values()}) == len(ope.names())
+
+
+def test_an_interval_that_may_be_looked_at_any_time_holds_the_truth_at_all_times():
+    looks = np.unique(np.geomspace(20, 2000, 15).astype(int))
+    anytime, normal = 0, 0
+    for seed in range(400):
+        rounds = world(seed, 2000)
+        missed = np.zeros(2, bool)
+        for n in looks:
+            first = rounds.first(n)
+            answers = ope.anytime(first), ope.estimate("ips", first)
+            missed |= [not each.low <= TRUTH <= each.high for each in answers]
+        anytime, normal = anytime + missed[0], normal + missed[1]
+
+    assert anytime / 400 < 0.05
+    assert normal / 400 > 0.15
+
+
+def test_it_costs_less_than_twice_the_width():
+    rounds = world(4, 50_000)
+    any_time, once = ope.anytime(rounds), ope.estimate("ips", rounds)
+
+    assert any_time.value == once.value
+    assert any_time.high - any_time.low < 2 * (once.high - once.low)
+
+
+def test_it_holds_in_the_unit_of_the_rewards_and_only_within_their_range():
+    rounds = world(5, 1000)
+    money = Rounds(rounds.reward * 30 - 10, rounds.logged, rounds.target, possible=rounds.possible)
+    plain, paid = ope.anytime(rounds), ope.anytime(money, -10, 20)
+
+    assert paid.low == pytest.approx(plain.low * 30 - 10)
+    assert paid.high == pytest.approx(plain.high * 30 - 10)
+    with pytest.raises(Invalid, match="must lie in"):
+        ope.anytime(money)
+
+
+def test_it_is_wide_and_not_wrong_where_the_log_lacks_what_the_policy_shows():
+    # Half of what the policy shows earns 1 and is never in the log, the other half .2: its value is .6.
+    rng = np.random.default_rng(6)
+    rounds = Rounds(rng.random(5000) < 0.2, np.ones(5000), np.full(5000, 0.5), possible=np.full(5000, np.inf))
+
+    assert ope.anytime(rounds).low <= 0.6 <= ope.anytime(rounds).high
+    assert ope.estimate("ips", rounds).high < 0.6
 
 
 def test_reproduces_the_published_value_of_bts_on_the_random_log():
@@ -100,7 +220,11 @@ def test_snips_stays_among_the_rewards_and_the_sample_size_between_1_and_n(rows)
 
 @pytest.mark.parametrize("name", ope.names())
 def test_judging_the_logging_policy_itself_gives_the_average_reward(name):
-    rounds = Rounds([1, 0, 0, 1, 1], [0.5, 0.1, 0.2, 0.9, 1.0], [0.5, 0.1, 0.2, 0.9, 1.0])
+    same = [0.5, 0.1, 0.2, 0.9, 1.0]
+    reward = [1, 0, 0, 1, 1]
+    rounds = Rounds(
+        reward, same, same, estimated_shown=reward, estimated_target=reward, matched=np.ones(5, bool)
+    )
 
     assert ope.estimate(name, rounds).value == pytest.approx(0.6, abs=1e-12)
 
@@ -148,10 +272,15 @@ def test_weights_that_do_not_average_one_are_not_believed():
 
 @pytest.mark.parametrize("name", ope.names())
 def test_what_rounds_cannot_tell_is_none(name):
-    assert ope.estimate(name, Rounds([], [], [])) == Estimate(None, None, None)
-    assert ope.estimate(name, Rounds([1, 1], [0.5, 0.5], [0, 0])) == Estimate(None, None, None)
-    assert ope.estimate(name, Rounds([1], [0.5], [0.5])) == Estimate(1, None, None)
-    assert ope.estimate(name, Rounds([0, 0], [0.5, 0.5], [0.5, 0.1])) == Estimate(0, None, None)
+    nothing = Estimate(None, None, None)
+    assert ope.estimate(name, rounds_of([], [], [])) == nothing
+    assert ope.estimate(name, rounds_of([1, 1], [0.5, 0.5], [0, 0])) == nothing
+    if name == "replay":  # nothing of these is sure to be shown
+        assert ope.estimate(name, rounds_of([1], [0.5], [0.5])) == nothing
+    else:
+        assert ope.estimate(name, rounds_of([1], [0.5], [0.5])) == Estimate(1, None, None)
+        assert ope.estimate(name, rounds_of([0, 0], [0.5, 0.5], [0.5, 0.1])) == Estimate(0, None, None)
+    assert ope.anytime(Rounds([], [], [])) == nothing
     assert ope.effective_sample_size(Rounds([], [], [])) == ope.largest_weight(Rounds([], [], [])) == 0
 
 
@@ -173,6 +302,22 @@ def test_columns_that_cannot_be_are_refused(columns):
         Rounds(*columns)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"estimated_shown": [0.5], "estimated_target": [0.5]},
+        {"estimated_shown": [0.5, float("nan")], "estimated_target": [0.5, 0.5]},
+        {"matched": [True]},
+        {"possible": [1]},
+        {"possible": [0.5, 1]},
+        {"possible": [float("nan"), 1]},
+    ],
+)
+def test_further_columns_that_cannot_be_are_refused(more):
+    with pytest.raises(Invalid):
+        Rounds([0, 1], [0.5, 0.5], [0.5, 0.5], **more)
+
+
 def test_an_unknown_estimator_is_refused():
-    with pytest.raises(Misconfigured, match="ips, snips"):
+    with pytest.raises(Misconfigured, match="ips, replay, sndr, snips"):
         ope.estimate("magic", Rounds([1], [1], [1]))

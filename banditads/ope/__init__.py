@@ -2,6 +2,7 @@
 
 The file name is the name. An estimator is a formula `scores(rounds) -> (n,)` whose mean is the estimate; the
 interval, and the test whether there is enough to say anything, are worked out here, once, for all of them.
+A formula whose error its scores do not show says `INTERVAL = False`.
 Everything rests on the logged propensities: they must be the true ones.
 """
 
@@ -17,6 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..confidence import Tail
 from ..errors import Invalid, Misconfigured
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -38,13 +40,33 @@ class Rounds:
         Probability that the server gave the ad it showed, in (0, 1].
     target : array, shape (n,)
         Probability that the policy being judged gives that same ad.
+    estimated_shown, estimated_target : arrays, shape (n,)
+        What a model expects of the ad that was shown, and on average of those the policy being judged would
+        show: sum over a of pi(a) q(a). The model must not know the round's own reward. Both or neither;
+        the estimators that want them raise `errors.Invalid` where they were not given.
+    matched : array of bool, shape (n,)
+        Whether the policy being judged drew that same ad; unless given, where it shows it for certain.
+    possible : array, shape (n,)
+        The largest weight that the round could have had, whatever had been shown: known before it was.
+        Unless given, nothing is known of it: infinite.
 
     Raises `errors.Invalid` for columns that cannot be these.
     """
 
-    def __init__(self, reward: ArrayLike, logged: ArrayLike, target: ArrayLike) -> None:
+    def __init__(
+        self,
+        reward: ArrayLike,
+        logged: ArrayLike,
+        target: ArrayLike,
+        *,
+        estimated_shown: ArrayLike | None = None,
+        estimated_target: ArrayLike | None = None,
+        matched: ArrayLike | None = None,
+        possible: ArrayLike | None = None,
+    ) -> None:
         self.reward, self.logged, self.target = (np.asarray(x, np.float64) for x in (reward, logged, target))
-        if not self.reward.shape == self.logged.shape == self.target.shape == (self.reward.size,):
+        n = (self.reward.size,)
+        if not self.reward.shape == self.logged.shape == self.target.shape == n:
             raise Invalid("reward, logged and target must be columns of one length")
         if not np.isfinite(self.reward).all():
             raise Invalid("must be finite numbers", "reward")
@@ -52,15 +74,72 @@ class Rounds:
             raise Invalid("a probability of what was shown lies in (0, 1]", "logged")
         if not ((self.target >= 0) & np.isfinite(self.target)).all():
             raise Invalid("a probability is not negative", "target")
+        self.matched = np.asarray(self.target == 1 if matched is None else matched, np.bool_)
+        self.possible = np.full(n, np.inf) if possible is None else np.asarray(possible, np.float64)
+        if not self.matched.shape == self.possible.shape == n:
+            raise Invalid("matched and possible must be as long as the others")
+        if not (self.weight <= self.possible * (1 + 1e-9)).all():  # NaN too
+            raise Invalid("a weight is larger than it could have been", "possible")
+        self._estimated: tuple[Floats, Floats] | None = None
+        if estimated_shown is not None and estimated_target is not None:
+            self._estimated = (
+                np.asarray(estimated_shown, np.float64),
+                np.asarray(estimated_target, np.float64),
+            )
+            if not all(each.shape == n and np.isfinite(each).all() for each in self._estimated):
+                raise Invalid("estimated rewards must be finite numbers, as many as rewards")
 
     @cached_property
     def weight(self) -> Floats:
         """Importance weights, shape (n,)."""
         return self.target / self.logged
 
+    @property
+    def estimated_shown(self) -> Floats:
+        """What a model expects of what was shown, shape (n,)."""
+        return self._modelled[0]
+
+    @property
+    def estimated_target(self) -> Floats:
+        """What a model expects of the policy being judged, shape (n,)."""
+        return self._modelled[1]
+
+    @property
+    def residual(self) -> Floats:
+        """What was earned beyond what a model expected, shape (n,)."""
+        return self.reward - self.estimated_shown
+
+    @property
+    def _modelled(self) -> tuple[Floats, Floats]:
+        if self._estimated is None:
+            raise Invalid("this estimator wants what a model expects of each round", "estimated_target")
+        return self._estimated
+
+    def limit(self, given: float | None = None) -> float:
+        """The weight above which a round is cut, where some are: the square root of n, or the one given."""
+        return self.reward.size**0.5 if given is None else given
+
+    def clipped(self, limit: float | None = None) -> Floats:
+        """Weights that are at most the limit, shape (n,)."""
+        return np.minimum(self.weight, self.limit(limit))
+
     def first(self, n: int) -> Rounds:
         """The first n of them."""
-        return Rounds(self.reward[:n], self.logged[:n], self.target[:n])
+        shown, target = (each[:n] for each in self._estimated) if self._estimated else (None, None)
+        return Rounds(
+            self.reward[:n],
+            self.logged[:n],
+            self.target[:n],
+            estimated_shown=shown,
+            estimated_target=target,
+            matched=self.matched[:n],
+            possible=self.possible[:n],
+        )
+
+    def replayed(self) -> Rounds:
+        """Those that match, as the rounds of a log that the policy being judged made itself."""
+        ones = np.ones(int(self.matched.sum()))
+        return Rounds(self.reward[self.matched], ones, ones)
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -76,22 +155,34 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
+def check(name: str) -> None:
+    """Raises `errors.Misconfigured` if there is no estimator of that name."""
+    if name not in names():
+        raise Misconfigured(f"there is no estimator {name!r}; there are: {', '.join(names())}")
+
+
 def estimate(name: str, rounds: Rounds) -> Estimate:
     """What the target policy earns per round. Weights that are all zero tell nothing, and neither does n = 0.
+
+    Raises `errors.Misconfigured` for a name that there is not, and `errors.Invalid` where the estimator wants
+    a column that was not given.
 
     >>> estimate("ips", Rounds(reward=[1, 0], logged=[0.5, 0.5], target=[0.5, 0.5])).value
     0.5
     """
-    formula = _formula(name)
-    return average(formula(rounds)) if rounds.weight.any() else Estimate()
+    formula, has_interval = _formula(name)
+    if not rounds.weight.any():
+        return Estimate()
+    found = average(formula(rounds))
+    return found if has_interval else Estimate(found.value)
 
 
 @cache
-def _formula(name: str) -> Callable[[Rounds], Floats]:
-    if name not in names():
-        raise Misconfigured(f"there is no estimator {name!r}; there are: {', '.join(names())}")
-    scores: Callable[[Rounds], Floats] = importlib.import_module(f"{__name__}.{name}").scores
-    return scores
+def _formula(name: str) -> tuple[Callable[[Rounds], Floats], bool]:
+    """The scores, and whether the spread of them is the error of their mean."""
+    check(name)
+    module = importlib.import_module(f"{__name__}.{name}")
+    return module.scores, getattr(module, "INTERVAL", True)
 
 
 def average(scores: Floats) -> Estimate:
@@ -107,6 +198,42 @@ def average(scores: Floats) -> Estimate:
         return Estimate(value)
     half = 1.96 * float(scores.std(ddof=1)) / scores.size**0.5
     return Estimate(value, value - half, value + half)
+
+
+def normalised(weight: Floats, values: Floats) -> Floats:
+    """Scores whose mean is sum(w x) / sum(w), shape (n,). Some weight must not be zero.
+
+    A ratio has no scores of its own: these are linearised around it (delta method), so their spread is its
+    error.
+    """
+    weight = weight / weight.max()  # the smallest numbers would vanish
+    weight /= weight.mean()
+    value = (weight * values).mean()
+    return value + weight * (values - value)
+
+
+def anytime(rounds: Rounds, low: float = 0.0, high: float = 1.0, alpha: float = 0.05) -> Estimate:
+    """IPS with an interval that holds however often it is looked at: a confidence sequence, see `confidence`.
+
+    Rewards lie in `low` .. `high`. With probability 1 - `alpha` the value lies within at every length of the
+    log at once, so one may stop when it says enough. What it holds is the mean value over the rounds, of a
+    policy that may learn. Few rounds, rare rewards or large weights make it wide, not wrong, and so does a
+    log that lacks what the policy would show: the lower bound asks nothing of the weights, and neither does
+    one upper bound, by what is *not* earned. The other goes by `Rounds.possible`; the lower of the two holds.
+    """
+    if not rounds.weight.any():
+        return Estimate()
+    reward = (rounds.reward - low) / (high - low)
+    if not ((reward >= 0) & (reward <= 1)).all():
+        raise Invalid(f"must lie in {low} .. {high}", "reward")
+    earned, missed = rounds.weight * reward, rounds.weight * (1 - reward)
+    least = Tail.of(earned, 0.0).bound(alpha / 2)
+    most = min(
+        -Tail.of(-earned, -rounds.possible).bound(alpha / 4), 1 - Tail.of(missed, 0.0).bound(alpha / 4)
+    )
+    value = float(earned.mean())
+    scaled = (low + (high - low) * each for each in (value, max(0.0, least), min(1.0, most)))
+    return Estimate(*scaled)
 
 
 def effective_sample_size(rounds: Rounds) -> float:
