@@ -1,4 +1,4 @@
-"""The `banditads` command: serve, key, demo, replay, verify, export, import. Each parses, calls one, prints.
+"""The `banditads` command: serve, key, demo, evaluate, verify, ... Each parses, calls one, prints.
 
 Every setting is a flag of `serve`, made from `settings.py`; exit codes come from the one table below. What
 takes long to import is imported by the command that needs it, so that `--help` is quick.
@@ -259,50 +259,114 @@ def _server(arguments: list[str]) -> Iterator[str]:
 @click.option(
     "--estimator", "estimators", metavar="NAME", multiple=True, help="Column of the table; may be repeated."
 )
-@click.option("--seed", default=0, show_default=True, help="Of the draws of rejection replay.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    help="Judge decisions from then on: seconds since the epoch, or ISO 8601 in UTC.",
+)
+@click.option("--until", metavar="TIME", help="Judge decisions before then.")
+@click.option("--first-offset", type=click.IntRange(0), help="Judge decisions from this offset on.")
+@click.option("--end-offset", type=click.IntRange(1), help="Judge decisions before this offset.")
+@click.option("--warm", is_flag=True, help="Let policies learn from what came before.")
+@click.option(
+    "--by",
+    default="",
+    metavar="NAME",
+    help="Also by the values of a context feature, or `placement` or `ad`.",
+)
+@click.option(
+    "--seed",
+    "seeds",
+    default=(0,),
+    multiple=True,
+    show_default=True,
+    help="Of the draws of rejection replay. May be repeated.",
+)
 @click.option("--limit", type=click.IntRange(1), help="Only so many rounds of each log. [default: all]")
 @click.option("--reward-min", default=0.0, show_default=True, help="Smallest reward in the log.")
 @click.option("--reward-max", default=1.0, show_default=True, help="Largest reward in the log.")
+@click.option(
+    "--ray",
+    default="",
+    metavar="ADDRESS",
+    help="Policies at the same time, on a Ray cluster; `local` starts one here (needs `banditads[ray]`).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("--plot", type=FILE, help="Save the learning curves as a PNG here (needs `banditads[plots]`).")
-def replay(
+@click.option("--parent", type=int, hidden=True, help="A server: end with it, and tell it how far this is.")
+def evaluate(
     *,
     sources: tuple[str, ...],
     specs: tuple[str, ...],
     estimators: tuple[str, ...],
-    seed: int,
-    limit: int | None,
-    reward_min: float,
-    reward_max: float,
-    as_json: bool,
+    since: str | None,
+    until: str | None,
     plot: Path | None,
+    as_json: bool,
+    parent: int | None,
+    **given: Any,
 ) -> None:
     """Say what other policies would have earned on logged decisions.
 
     LOG is a data directory, a Parquet or dsjson export, a file of the Open Bandit Dataset, or one of its
-    bundled parts by name: random/all, random/men, random/women, bts/all, bts/men, bts/women.
+    bundled parts by name: random/all, random/men, random/women, bts/all, bts/men, bts/women. `replay` and
+    `evaluate` are two names of this command.
     """
     import msgspec
     from rich.console import Console
 
     from . import ope, report
+    from .forking import end_with, go_first
+    from .selecting import Selection, moment
 
     for name in estimators:
         ope.check(name)
     os.nice(10)  # there may be a server on this machine, and its requests come first
+    if parent:
+        end_with(parent)
+        go_first()
+    try:
+        window: dict[str, Any] = {
+            name: None if text is None else moment(text)
+            for name, text in (("since", since), ("until", until))
+        }
+    except ValueError as error:
+        raise click.UsageError(f"--since and --until take seconds or ISO 8601: {error}") from None
+    window |= {name: given.pop(name) for name in ("first_offset", "end_offset", "warm", "by")}
     if plot:
         report.plotting()  # before the work, not after it
     console = Console(stderr=True)
     reports = report.run(
-        sources, specs, seed=seed, limit=limit, reward_min=reward_min, reward_max=reward_max, console=console
+        sources,
+        specs,
+        selection=Selection(**window).check(),
+        console=console,
+        progress=_told() if parent else None,
+        **given,
     )
-    if as_json:
+    if as_json or parent:
         click.echo(msgspec.json.encode(reports))
     else:
         report.show(reports, Console(), estimators=estimators or report.ESTIMATORS)
     if plot:
         report.plot(reports, plot)
         console.print(f"The learning curves are in {plot}.", highlight=False)
+
+
+command.add_command(evaluate, "replay")
+
+
+def _told() -> Callable[[int], None]:
+    """Says on a line how far it is, at most twice a second."""
+    said = 0.0
+
+    def tell(done: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= 0.5:
+            said = time.monotonic()
+            click.echo(done)
+
+    return tell
 
 
 SHOWN = 20  # traces of a user that are listed, of each kind

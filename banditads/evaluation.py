@@ -22,11 +22,12 @@ The order is that of the log, in which outcomes arrived. Decisions that were sti
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from . import ope, policies
 from .errors import Invalid, Misconfigured
@@ -35,10 +36,12 @@ from .ope import Estimate, Rounds
 from .policies import Floats, Policy
 from .reward_model import RewardModel
 from .sampling import pick, uniform
+from .selecting import AD, Labels, Selection, groups
 
 LOGGED = "logged"  # the label of the policy that made the log
 POINTS = 200  # of a curve
 STEP = 100  # rounds between two reports of progress
+EVERYTHING = Selection()
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -84,6 +87,29 @@ class Result(msgspec.Struct, frozen=True):
         return self.estimates["snips"]
 
 
+class Report(msgspec.Struct, frozen=True):
+    """What policies would have earned on one log. `msgspec.json.encode` writes it down."""
+
+    log: str
+    seed: int
+    results: list[Result]
+    selection: Selection = EVERYTHING
+    segments: dict[str, list[Result]] = {}  # by label; without curves
+
+    @property
+    def title(self) -> str:
+        """The log, and how long it is."""
+        return f"{self.log}, {self.results[0].rounds:,} rounds, seed {self.seed}"
+
+    def parts(self) -> Iterator[Report]:
+        """Itself, then each segment as if it were a log."""
+        yield self
+        by = self.selection.by
+        for label, found in self.segments.items():
+            name = f"{self.log}, earned through {label}" if by == AD else f"{self.log}, {by} {label}"
+            yield Report(name, self.seed, found)
+
+
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
     """A policy's name and options.
 
@@ -106,6 +132,24 @@ def make(spec: str) -> Policy:
     return policies.make(name, **options)
 
 
+class Track(msgspec.Struct, frozen=True):
+    """What one policy did along the n judged rounds of a log."""
+
+    label: str
+    rounds: Rounds
+
+
+class Followed(msgspec.Struct, frozen=True):
+    """What policies did along the n judged rounds of a log, whose rewards lie in `low` .. `high`."""
+
+    tracks: list[Track]  # first that of the server
+    group: NDArray[np.int32]  # shape (n,), places in `labels`
+    labels: list[str]
+    smallest: float  # propensity of any ad in any round
+    low: float
+    high: float
+
+
 def evaluate(
     rounds: Iterable[Settled],
     specs: Sequence[str],
@@ -116,7 +160,32 @@ def evaluate(
     progress: Callable[[int], object] | None = None,
     make: Callable[[str], Policy] = make,
 ) -> list[Result]:
-    """One result for the logged policy, then one for each spec, in order.
+    """One result for the logged policy, then one for each spec, in order. See `follow`."""
+    return results(
+        follow(
+            rounds,
+            specs,
+            seed=seed,
+            reward_min=reward_min,
+            reward_max=reward_max,
+            progress=progress,
+            make=make,
+        )
+    )
+
+
+def follow(
+    rounds: Iterable[Settled],
+    specs: Sequence[str],
+    *,
+    selection: Selection = EVERYTHING,
+    seed: int = 0,
+    reward_min: float = 0.0,
+    reward_max: float = 1.0,
+    progress: Callable[[int], object] | None = None,
+    make: Callable[[str], Policy] = make,
+) -> Followed:
+    """Go through a log once, with all policies.
 
     Policies see rewards scaled from `reward_min` .. `reward_max` to [0, 1], as when serving; estimates are
     in the unit of the log. `progress` hears how many rounds are done. The same log, specs and seed give the
@@ -126,9 +195,15 @@ def evaluate(
     server = _Columns(LOGGED)
     model, span = RewardModel(), reward_max - reward_min
     rewards, logged, shown = array("d"), array("d"), array("d")
+    group, labels = array("i"), Labels()
     smallest, done = 1.0, 0
     for done, settled in enumerate(rounds, 1):
         choice = settled.choice
+        if progress and done % STEP == 0:
+            progress(done)
+        place = selection.place(choice.at, settled.offset)
+        if place > 0 or (place < 0 and not selection.warm):
+            continue
         reward = (settled.reward - reward_min) / span
         if not 0 <= reward <= 1:
             raise Invalid(
@@ -141,29 +216,74 @@ def evaluate(
         smallest = min(smallest, float(propensities.min()))
         kept = uniform(choice.event_id, f"keep:{seed}") < smallest / propensity
         expected = reward_min + span * model.asked_and_told(choice.context, settled.ads, choice.pick, reward)
-        # What the server did is known: nothing is to be averaged. Public logs say no other propensities.
-        server.add(1.0, 1.0, float(expected[choice.pick]))
-        server.matched.append(True)
         for candidate in candidates:
             pmf = candidate.ask(settled)
-            possible = (pmf / np.maximum(propensities, 1e-300)).max()  # as good as infinite without a chance
-            candidate.add(float(pmf[choice.pick]), float(possible), float(pmf @ expected))
             candidate.learn(settled, reward, propensity)
-            candidate.matched.append(kept and candidate.replay(settled, reward, f"replay:{seed}"))
-        rewards.append(settled.reward)
-        logged.append(propensity)
-        shown.append(expected[choice.pick])
-        if progress and done % STEP == 0:
-            progress(done)
+            matched = kept and candidate.replay(settled, reward, f"replay:{seed}")
+            if place == 0:
+                possible = (
+                    pmf / np.maximum(propensities, 1e-300)
+                ).max()  # as good as infinite without a chance
+                candidate.add(float(pmf[choice.pick]), float(possible), float(pmf @ expected))
+                candidate.matched.append(matched)
+        if place == 0:
+            # What the server did is known: nothing is to be averaged. Public logs say no other propensities.
+            server.add(1.0, 1.0, float(expected[choice.pick]))
+            server.matched.append(True)
+            rewards.append(settled.reward)
+            logged.append(propensity)
+            shown.append(expected[choice.pick])
+            group.append(labels.number(selection.label(settled)))
     if progress:
         progress(done)
+    tracks = [Track(LOGGED, server.rounds(rewards, server.target, shown))]
+    tracks += [Track(each.label, each.rounds(rewards, logged, shown)) for each in candidates]
+    return Followed(tracks, np.array(group, np.int32), labels.all, smallest, reward_min, reward_max)
+
+
+def joined(parts: Sequence[Followed]) -> Followed:
+    """The same log, followed by several at once: their policies side by side.
+
+    A log to which a server still writes was longer for who came later; the end of the shortest counts.
+    """
+    short = min(parts, key=lambda part: part.group.size)
+    tracks = [short.tracks[0], *(each for part in parts for each in part.tracks[1:])]
+    cut = [Track(each.label, each.rounds.first(short.group.size)) for each in tracks]
+    return msgspec.structs.replace(short, tracks=cut)
+
+
+def results(followed: Followed) -> list[Result]:
+    """One result for the logged policy, then one for each that was followed."""
     return [
-        _result(LOGGED, server.rounds(rewards, server.target, shown), smallest, reward_min, reward_max),
-        *(
-            _result(each.label, each.rounds(rewards, logged, shown), smallest, reward_min, reward_max)
-            for each in candidates
-        ),
+        _result(each.label, each.rounds, followed.smallest, followed.low, followed.high)
+        for each in followed.tracks
     ]
+
+
+def segments(followed: Followed, by: str) -> dict[str, list[Result]]:
+    """Results by label, without curves.
+
+    Of an ad they say what is earned through it, per round of all: the rounds in which one ad was shown are no
+    run of any policy, because what it shows is what a policy is judged by. Those of IPS add up to the whole.
+    DM, which knows rewards as a whole only, has nothing to say of that.
+    """
+    found = {}
+    for label, which in groups(followed.group, followed.labels).items():
+        if by == AD:
+            low, high = min(0.0, followed.low), max(0.0, followed.high)
+            parts = [Track(each.label, each.rounds.earned_in(which)) for each in followed.tracks]
+            part = msgspec.structs.replace(followed, tracks=parts, low=low, high=high)
+        else:
+            parts = [Track(each.label, each.rounds.part(which)) for each in followed.tracks]
+            part = msgspec.structs.replace(followed, tracks=parts)
+        no_model = {"dm": Estimate()} if by == AD else {}
+        found[label] = [
+            msgspec.structs.replace(
+                each, replay_curve=(), snips_curve=(), estimates={**each.estimates, **no_model}
+            )
+            for each in results(part)
+        ]
+    return found
 
 
 class _Columns:

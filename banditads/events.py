@@ -191,6 +191,7 @@ class Settled(msgspec.Struct, frozen=True):
     reward: float
     at: float  # seconds since the epoch, when it settled
     silent: bool = False  # nobody said anything: `reward` is the default
+    offset: int = -1  # of the choice in its journal; -1 where that is not known
 
 
 Event: TypeAlias = (

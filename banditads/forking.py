@@ -20,6 +20,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 from .errors import Unavailable
@@ -41,6 +42,24 @@ def stay_on_one_processor() -> None:
     for thread in os.listdir("/proc/self/task"):
         with suppress(OSError):  # where that is forbidden, it is only slower
             os.sched_setaffinity(int(thread), one)
+
+
+def others() -> set[int]:
+    """The processors that this process does not keep to; all, where it keeps to none or there is no other."""
+    return PROCESSORS - os.sched_getaffinity(0) or PROCESSORS
+
+
+def end_with(parent: int) -> None:
+    """Let this process be killed when the thread of its parent that began it ends, or its parent does."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked to be told
+        os._exit(1)
+
+
+def go_first() -> None:
+    """When memory runs out, let the system end this process before any other."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 class Copy:
@@ -87,9 +106,7 @@ def _work(make: Callable[[], bytes], parent: int, into: int) -> NoReturn:
     try:
         os.dup2(into, PIPE)
         os.closerange(PIPE + 1, os.sysconf("SC_OPEN_MAX"))
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before we asked to be told
-            os._exit(1)
+        end_with(parent)
         for number in (signal.SIGTERM, signal.SIGINT):  # meant for the parent, which decides
             signal.signal(number, signal.SIG_IGN)
         with suppress(OSError):

@@ -275,7 +275,7 @@ class Joiner:
         del self.open[choice.event_id]
         self.open_bytes -= waiting.size
         self._remember(choice.event_id, Done(waiting.offset, status, request_id=choice.request_id, **said))
-        return Settled(choice, waiting.ads, value, self.now, silent)
+        return Settled(choice, waiting.ads, value, self.now, silent, waiting.offset)
 
     def _remember(self, event_id: str, done: Done) -> None:
         self.done[event_id] = done

@@ -19,57 +19,72 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from . import logs, policies
+from . import policies
+from .cluster import Unit, follow_log, spread
 from .errors import Misconfigured
-from .evaluation import LOGGED, Point, Result, evaluate
+from .evaluation import EVERYTHING, LOGGED, Point, Report, Result, joined, make, results, segments
 from .ope import Estimate
+from .selecting import Selection
 
 UNSURE = "not enough to say"
 ESTIMATORS = ("snips", "dr")  # that a table shows, unless it is told
-
-
-class Report(msgspec.Struct, frozen=True):
-    """What the policies would have earned on one log. `msgspec.json.encode` writes it down."""
-
-    log: str
-    seed: int
-    results: list[Result]
-
-    @property
-    def title(self) -> str:
-        """The log, and how long it is."""
-        return f"{self.log}, {self.results[0].rounds:,} rounds, seed {self.seed}"
 
 
 def run(
     sources: Sequence[str],
     specs: Sequence[str] = (),
     *,
-    seed: int = 0,
+    selection: Selection = EVERYTHING,
+    seeds: Sequence[int] = (0,),
     limit: int | None = None,
     reward_min: float = 0.0,
     reward_max: float = 1.0,
+    ray: str = "",
     console: Console | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> list[Report]:
     """Evaluate policies, all there are if none is named, on the first `limit` rounds of each log.
 
-    `console` gets a progress bar, which is gone in the end; none is drawn where it is not a terminal.
+    `ray` is the address of a cluster that does it; see `cluster`. `console` gets a progress bar, which is
+    gone in the end; none is drawn where it is not a terminal. `progress` hears the same.
     """
     specs = list(specs) or policies.names()
-    reports = []
-    for source in sources:
-        rounds = islice(logs.read(source), limit)
-        with _bar(console, source, limit) as progress:
-            results = evaluate(
-                rounds,
-                specs,
-                seed=seed,
-                reward_min=reward_min,
-                reward_max=reward_max,
-                progress=progress,
-            )
-        reports.append(Report(str(source), seed, results))
-    return reports
+    for spec in specs:
+        make(spec)  # what is no policy is refused before anything takes long
+    whole = [
+        Unit(source, specs, selection, seed, limit, reward_min, reward_max)
+        for source in sources
+        for seed in seeds
+    ]
+    if ray:
+        units = [msgspec.structs.replace(unit, specs=[spec]) for unit in whole for spec in specs]
+        with _bar(console, f"on Ray at {ray}", len(units)) as advance:
+            done = iter(spread(units, ray, _both(advance, progress)))
+        followed = [joined(list(islice(done, len(specs)))) for _ in whole]
+    else:
+        followed = []
+        for unit in whole:
+            with _bar(console, unit.source, limit) as advance:
+                followed.append(follow_log(unit, _both(advance, progress)))
+    return [
+        Report(
+            str(unit.source),
+            unit.seed,
+            results(each),
+            selection,
+            segments(each, selection.by) if selection.by else {},
+        )
+        for unit, each in zip(whole, followed, strict=True)
+    ]
+
+
+def _both(*heard: Callable[[int], object] | None) -> Callable[[int], object]:
+    def hear(done: int) -> None:
+        for each in heard:
+            if each:
+                each(done)
+
+    return hear
 
 
 def table(report: Report, estimators: Sequence[str] = ESTIMATORS, *, markdown: bool = False) -> Table:
@@ -112,7 +127,7 @@ def show(
     markdown: bool = False,
 ) -> None:
     """Print the tables, one below the other; as Markdown with headings, to be pasted."""
-    for report in reports:
+    for report in (part for each in reports for part in each.parts()):
         if markdown:
             console.print(f"### {report.title}", highlight=False, markup=False)
         console.print(table(report, estimators, markdown=markdown))

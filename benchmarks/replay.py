@@ -38,7 +38,7 @@ def main(
     reports = report.run(
         sources or (("random/men", "bts/men") if quick else BUNDLED),
         specs,
-        seed=seed,
+        seeds=[seed],
         limit=1000 if quick else None,
         console=Console(stderr=True),
     )

@@ -39,6 +39,13 @@ BEYOND_SCHEMA = (
     ("may not end in /events", ""),
     ("a day ahead of the server's clock", "at"),
     ("Expected `int`, got `float`", "slots"),  # 1.0 is an integer to JSON Schema, and not in MessagePack
+    ("Expected `int", "offset"),
+    ("Expected `int", "seed"),
+    ("there is no policy", ""),  # what policies and options there are, is in docs/policies.md
+    ("wanted name:option=value", ""),
+    ("has no option", ""),
+    ("must be after", ""),  # a window that ends before it begins
+    ("there is nothing before a window", "warm"),
 )
 
 

@@ -8,10 +8,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from wsgiref.util import setup_testing_defaults
 
-from banditads import api, wire, worth
+from banditads import api, jobs, wire, worth
 from banditads.api.tracking import ETAG
 from banditads.choosing import Request
 from banditads.errors import Unavailable
@@ -57,6 +58,7 @@ BODIES = {
     "/users/{id}": {"consent": True},
     "/users/{id}/events": {"kind": "view"},
     "/events": [{"user": "u", "kind": "view"}],
+    "/evaluations": {"policies": ["uniform"]},
 }
 
 
@@ -100,15 +102,28 @@ def refuse(*args):
     raise Unavailable("the disk is full")
 
 
-HEADERS = {304: {"HTTP_IF_NONE_MATCH": ETAG}, 403: {"HTTP_SEC_PURPOSE": "prefetch"}}
+def fail(*args, **given):
+    raise OSError("the disk is full")
+
+
+NAMES = {
+    "catalog": lambda site: "a",
+    "evaluations": lambda site: json.loads(site("POST", "/evaluations", {"policies": ["vw"]})[1])["id"],
+}
+MORE = {
+    304: {"HTTP_IF_NONE_MATCH": ETAG},
+    403: {"HTTP_SEC_PURPOSE": "prefetch"},
+    413: {"length": 2**30},
+    415: {"media": "text/plain"},
+}
 
 
 def reach(site, method, path, status, monkeypatch):
     """The status of a request that should get this one."""
     body = BODIES.get(path) if method in ("POST", "PUT") else None
-    name = "a" if path.startswith("/catalog") else "e1"
+    name = NAMES.get(path.split("/")[1], lambda site: "e1")(site)
     more = {"query": "seconds=1"} if path.startswith("/dwell") else {}
-    more |= HEADERS.get(status, {})
+    more |= MORE.get(status, {})
     match status:
         case 204 if "choose" in path or path == "/ads":
             more, body = ({"query": "exclude=a,b,c"}, None) if body is None else ({}, {"exclude": [*"abc"]})
@@ -126,22 +141,25 @@ def reach(site, method, path, status, monkeypatch):
             more, body = ({"query": "event_id=gone"}, None) if body is None else ({}, {"event_id": "gone"})
         case 410:
             name, body = site.old, body and body | {"event_id": site.old}
-        case 413:
-            more = {"length": 2**30}
-        case 415:
-            more = {"media": "text/plain"}
+        case 429:
+            monkeypatch.setattr(jobs, "MAX_WAITING", 0)
         case 500:
             monkeypatch.setattr(wire, "query", None)
         case 503:
             site.engine.refusal = "the disk is full"
             monkeypatch.setattr(site.engine.journal, "append", refuse)
             monkeypatch.setattr(site.engine.snapshots, "publish", refuse)
+            monkeypatch.setattr(jobs, "write_durably", fail)
+            monkeypatch.setattr(jobs, "fsync_folder", fail)
     return site(method, path.replace("{id}", name), body, **more)[0]
 
 
 def test_every_status_in_the_contract_can_be_reached(make_engine, clock, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs.Jobs, "_start", lambda self: None)  # asking is what is tried here
+
     def fresh():
-        return Site(make_engine(snapshots=Snapshots(tmp_path, b"k" * 32), keep_journal=False), clock)
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        return Site(make_engine(snapshots=Snapshots(folder, b"k" * 32), keep_journal=False), clock)
 
     paths = json.loads(fresh()("GET", "/openapi.json")[1])["paths"]
     wanted, reached = [], []

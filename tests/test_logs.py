@@ -63,7 +63,7 @@ def some():
     )
     second = Chosen(1700000000.1234567, "e2", ("hats",), np.ones(1).tobytes(), 0, {})
     return [
-        Settled(first, (hats, shoes, tea), 0.25, 1700000001.7654321),
+        Settled(first, (hats, shoes, tea), 0.25, 1700000001.7654321, offset=7),
         Settled(second, (hats,), 0.0, math.inf, silent=True),
         *islice(logs.read("bts/men"), 50),
     ]
@@ -107,7 +107,8 @@ def settled(draw):
         filtered=draw(st.dictionaries(words, words, max_size=2)),
     )
     at = draw(moments | st.just(math.inf))
-    return Settled(choice, slate, draw(st.floats(-10, 10)) + 0.0, at, draw(st.booleans()))
+    offset = draw(st.integers(-1, 2**60))
+    return Settled(choice, slate, draw(st.floats(-10, 10)) + 0.0, at, draw(st.booleans()), offset)
 
 
 @pytest.mark.parametrize("kind", logs.writable())

@@ -32,6 +32,7 @@ ATTRIBUTES = {  # of whatever object: nothing here has one of these for another 
 }
 REASONS = {  # file, what is used -> why
     ("cli.py", "subprocess"): "`demo` starts a server: this very program, with arguments of its own",
+    ("jobs.py", "subprocess"): "an evaluation is this very program, with checked values as arguments",
     ("settings.py", "loads"): "tomllib's, which gives data only",
     ("directory.py", "loads"): "json's",
     ("forking.py", "fork"): "a copy of this process writes the snapshot; it runs this program's code only",

@@ -36,6 +36,7 @@ class Ours(msgspec.Struct):
     request_id: str = ""
     inline: list[str] = []
     filtered: dict[str, str] = {}
+    offset: int = -1
 
 
 class Line(msgspec.Struct):
@@ -116,6 +117,7 @@ def _line(settled: Settled) -> dict[str, Any]:
             "request_id": choice.request_id,
             "inline": [ad.id for ad in choice.inline],
             "filtered": choice.filtered,
+            "offset": settled.offset,
         },
     }
 
@@ -168,7 +170,7 @@ def _settled(line: Line, ads: tuple[Ad, ...]) -> Settled:
         ours.filtered,
     )
     settled_at = math.inf if ours.settled_at is None else ours.settled_at
-    return Settled(choice, ads, 0.0 - (line.cost or 0.0), settled_at, ours.silent)
+    return Settled(choice, ads, 0.0 - (line.cost or 0.0), settled_at, ours.silent, ours.offset)
 
 
 def _named(fields: dict[str, Any]) -> dict[str, Any]:

@@ -79,6 +79,7 @@ def _schema(arrow: Any) -> Any:
             "silent": arrow.bool_(),
             "inline": arrow.list_(text),
             "filtered": text,
+            "offset": arrow.int64(),
         }
     )
 
@@ -108,6 +109,7 @@ def _rows(rounds: Iterable[Settled]) -> Iterator[dict[str, Any]]:
             "silent": settled.silent,
             "inline": [ad.id for ad in choice.inline],
             "filtered": _json(choice.filtered),
+            "offset": settled.offset,
         }
 
 
@@ -126,6 +128,7 @@ class Row(msgspec.Struct):
     silent: bool
     inline: list[str]
     filtered: str
+    offset: int = -1  # older files lack it
 
 
 def _rounds(arrow: Any, batch: Any) -> Iterator[Settled]:
@@ -135,7 +138,8 @@ def _rounds(arrow: Any, batch: Any) -> Iterator[Settled]:
     known = [tuple(map(ad_from_dict, listed.decode(text))) for text in slates.dictionary.to_pylist()]
     ids = [tuple(ad.id for ad in ads) for ads in known]
     times = [batch.column(name).cast(arrow.int64()).to_pylist() for name in ("at", "settled_at")]
-    rest = msgspec.convert(batch.select(Row.__struct_fields__).to_pylist(), list[Row])
+    there = [name for name in Row.__struct_fields__ if name != "offset" or name in batch.schema.names]
+    rest = msgspec.convert(batch.select(there).to_pylist(), list[Row])
     for row, slate, at, settled_at in zip(rest, slates.indices.to_pylist(), *times, strict=True):
         ads = known[slate]
         choice = Chosen(
@@ -152,7 +156,7 @@ def _rounds(arrow: Any, batch: Any) -> Iterator[Settled]:
             tuple(ads[ids[slate].index(ad_id)] for ad_id in row.inline),
             named.decode(row.filtered),
         )
-        yield Settled(choice, ads, row.reward, _seconds(settled_at), row.silent)
+        yield Settled(choice, ads, row.reward, _seconds(settled_at), row.silent, row.offset)
 
 
 def _nanoseconds(seconds: float) -> int | None:

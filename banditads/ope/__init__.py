@@ -125,15 +125,26 @@ class Rounds:
 
     def first(self, n: int) -> Rounds:
         """The first n of them."""
-        shown, target = (each[:n] for each in self._estimated) if self._estimated else (None, None)
+        return self.part(slice(n))
+
+    def part(self, which: slice | NDArray[np.bool_]) -> Rounds:
+        """Some of them."""
+        return self._like(self.reward[which], which)
+
+    def earned_in(self, which: NDArray[np.bool_]) -> Rounds:
+        """All of them, as if only these had earned anything."""
+        return self._like(np.where(which, self.reward, 0.0), slice(None))
+
+    def _like(self, reward: Floats, which: slice | NDArray[np.bool_]) -> Rounds:
+        shown, target = (each[which] for each in self._estimated) if self._estimated else (None, None)
         return Rounds(
-            self.reward[:n],
-            self.logged[:n],
-            self.target[:n],
+            reward,
+            self.logged[which],
+            self.target[which],
             estimated_shown=shown,
             estimated_target=target,
-            matched=self.matched[:n],
-            possible=self.possible[:n],
+            matched=self.matched[which],
+            possible=self.possible[which],
         )
 
     def replayed(self) -> Rounds:
