@@ -3,7 +3,7 @@
 Open loop: requests are sent at fixed moments, half as many as the server can answer (wrk, 16 connections,
 100 ads), whether or not earlier ones were answered, and a latency counts from the moment at which the request
 was to be sent. In turn: nothing else going on; a snapshot each second; a bulk import of ads that are shown
-elsewhere; `banditads replay` of the same data directory. `late` is how late the load itself was, which is the
+elsewhere; an evaluation by `POST /evaluations`. `late` is how late the load itself was, which is the
 machine's doing: no figure can be better than that. (Of the tools with constant arrival and such latencies,
 Debian and PyPI have none.)
 """
@@ -17,7 +17,6 @@ import re
 import select
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -164,6 +163,20 @@ def send(port: int, path: str, body: bytes = b"", media: str = "application/json
     direct.open(request, timeout=600).read()
 
 
+def evaluate(port: int) -> None:
+    """One evaluation in the server's background, to its end."""
+    send(port, "/evaluations", json.dumps({"policies": ["uniform"]}).encode())
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while True:
+        time.sleep(0.2)
+        with direct.open(f"http://127.0.0.1:{port}/evaluations", timeout=60) as reply:
+            newest = json.load(reply)["evaluations"][0]
+        if newest["status"] == "failed":
+            raise RuntimeError(newest["error"])
+        if newest["status"] == "done":
+            return
+
+
 def elsewhere(count: int) -> bytes:
     """So many ads for another placement, as JSON Lines."""
     ads = (
@@ -190,18 +203,6 @@ def measure(
             if others:
                 send(port, "/catalog/ads", lines, "application/x-ndjson")
             rate = saturation(running, folder, 1 if seconds < 2 else 3) / 2
-            replay = [
-                "chrt",
-                "--other",
-                "0",
-                sys.executable,
-                "-m",
-                "banditads",
-                "replay",
-                str(data),
-                "--policy",
-                "uniform",
-            ]
             cases: dict[str, tuple[bool, Callable[[], object], float]] = {
                 "nothing": (False, lambda: None, 1.0),
                 "nothing, half are rewards": (True, lambda: None, 1.0),
@@ -217,7 +218,7 @@ def measure(
             else:
                 cases |= {
                     "a snapshot each second": (True, lambda: send(port, "/snapshot"), 1.0),
-                    "a replay": (True, lambda: subprocess.run(replay, capture_output=True, check=True), 0.0),
+                    "an evaluation": (True, lambda: evaluate(port), 0.0),
                 }
             waiting = iter(range(1, pending + 1))
             found: dict[str, list[Latencies]] = {each: [] for each in cases}
