@@ -72,9 +72,9 @@ def _setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
         if row.kind == "yes or no":
             option = click.option(f"{flag}/--no-{flag[2:]}", row.name, default=None, help=about)
         elif row.kind == "options":
-            option = click.option(
-                "--option", row.name, multiple=True, metavar="NAME=VALUE", help=f"{about} May be repeated."
-            )
+            one = "--option" if row.name == "policy_options" else flag.removesuffix("s")
+            about += " May be repeated."
+            option = click.option(one, row.name, multiple=True, metavar="NAME=VALUE", help=about)
         else:
             option = click.option(flag, row.name, default=None, metavar=row.kind.upper(), help=about)
         function = option(function)
@@ -97,12 +97,13 @@ def serve(config: str, **given: Any) -> None:
     Starts where the data directory left off, whatever ended the last run.
     """
     try:
-        pairs = settings.options(given.pop("policy_options"))
+        pairs = {
+            name: settings.options(given.pop(name)) for name in ("policy_options", "recommender_options")
+        }
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     flags = {name: value for name, value in given.items() if value is not None}
-    if pairs:
-        flags["policy_options"] = pairs
+    flags |= {name: each for name, each in pairs.items() if each}
     from . import server
 
     for number in (signal.SIGTERM, signal.SIGINT):  # before it serves; the server has its own way

@@ -91,6 +91,7 @@ def new_state(settings: Settings) -> State:
         reward_min=settings.reward_min,
         reward_max=settings.reward_max,
         recommender=settings.recommender or "crosses",
+        recommender_options=settings.recommender_options,
         recommend_from=0 if settings.recommender else recommenders.LARGE,
         max_users=settings.max_users,
         half_life=settings.user_half_life,

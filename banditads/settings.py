@@ -159,6 +159,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             "is named learns however few ads there are; empty: `crosses`, once there are 500."
         ),
     ] = ""
+    recommender_options: Annotated[
+        dict[str, bool | int | float | str | list[str]],
+        Meta(description="Options of the recommender, as `name=value`; a table in TOML."),
+    ] = {}
     advise: Annotated[
         bool,
         Meta(
@@ -359,8 +363,8 @@ def page() -> str:
         "Each is a flag of `banditads serve` (`--reward-wait 10m`), an environment variable",
         '(`BANDITADS_REWARD_WAIT`) and a key of the TOML file given with `--config` (`reward_wait = "10m"`).',
         "A flag beats the environment, which beats the file, which beats the default. Durations are seconds,",
-        "or take a unit: `250ms`, `30s`, `10m`, `24h`, `7d`. `policy_options` is `--option NAME=VALUE` on",
-        "the command line.",
+        "or take a unit: `250ms`, `30s`, `10m`, `24h`, `7d`. On the command line `policy_options` is",
+        "`--option NAME=VALUE` and `recommender_options` is `--recommender-option NAME=VALUE`.",
         "This page is made from the program.",
         "",
         "| name | type | default | unit | |",

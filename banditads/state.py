@@ -69,8 +69,8 @@ class State:
         Name of the policy, and its options.
     reward_min, reward_max
         Range of rewards; policies see it scaled to [0, 1].
-    recommender
-        Name of what orders a catalog that is too large for the policy; see `proposing`.
+    recommender, recommender_options
+        Name of what orders a catalog that is too large for the policy, and its options; see `proposing`.
     recommend_from
         Ads that a catalog must hold for the recommender to learn.
     advise
@@ -111,6 +111,7 @@ class State:
         reward_min: float = 0.0,
         reward_max: float = 1.0,
         recommender: str = "crosses",
+        recommender_options: Mapping[str, Any] | None = None,
         recommend_from: int = recommenders.LARGE,
         advise: bool = False,
         silence: str = "wait",
@@ -127,7 +128,8 @@ class State:
         self.policy_name = policy
         self.policy = policies.make(policy, **(options or {}))
         self.recommender_name = recommender
-        self.recommender = recommenders.make(recommender)
+        self.recommender_options = dict(recommender_options or {})
+        self.recommender = recommenders.make(recommender, **self.recommender_options)
         self.recommend_from, self.advise, self.silence = recommend_from, advise, silence
         self.reward_min, self.reward_max = reward_min, reward_max
         self.applied = 0  # offset of the next event we want
@@ -145,6 +147,8 @@ class State:
         }
         if recommend_from != recommenders.LARGE:  # directories that are older than the argument lack it
             self.identity["recommend_from"] = recommend_from
+        if recommender_options:
+            self.identity["recommender_options"] = self.recommender_options
         if advise:
             self.identity["advise"] = advise
         if silence != "wait":
@@ -263,7 +267,7 @@ class State:
         self.applied, saved = msgspec.msgpack.decode(raw)
         for part, data in zip(self.PARTS, saved, strict=True):
             if part == "recommender":  # learned by row; what the rows hold is the catalog's
-                self.recommender = recommenders.make(self.recommender_name)
+                self.recommender = recommenders.make(self.recommender_name, **self.recommender_options)
                 if ads := self.catalog.in_rows():
                     self.recommender.apply(AdsPut(0.0, ads), range(len(ads)))
             getattr(self, part).load(data)

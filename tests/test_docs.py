@@ -59,29 +59,32 @@ def test_the_policies_table_has_every_policy():
 
 
 def test_the_recommenders_table_has_every_recommender():
-    told = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/catalogs.md").read_text(), re.M)
+    page = (ROOT / "docs/catalogs.md").read_text().partition("## Options")[0]
+    told = re.findall(r"^\| `(\w+)` \|", page, re.M)
 
     assert sorted(told) == recommenders.names()
 
 
-def table_of_options():
-    """docs/policies.md from its second heading on."""
+def table_of_options(kind):
+    """What follows the heading "Options" on the page of a plug-board."""
     lines = []
-    for name in policies.names():
-        if options := policies.options(name):
+    for name in kind.names():
+        if options := kind.options(name):
             lines += [f"### {name}", "", "| option | default | |", "|---|---|---|"]
             lines += [f"| `{each.name}` | {json.dumps(each.default)} | {each.help} |" for each in options]
             lines.append("")
     return "\n".join(lines)
 
 
-def test_the_tables_of_options_are_the_options():
-    page = (ROOT / "docs/policies.md").read_text()
+@pytest.mark.parametrize(("file", "kind"), [("policies", policies), ("catalogs", recommenders)])
+def test_the_tables_of_options_are_the_options(file, kind):
+    path = ROOT / f"docs/{file}.md"
+    page = path.read_text()
     if os.environ.get("WRITE_DOCS"):
-        page = page.partition("## Options\n\n")[0] + "## Options\n\n" + table_of_options()
-        (ROOT / "docs/policies.md").write_text(page)
+        page = page.partition("## Options\n\n")[0] + "## Options\n\n" + table_of_options(kind)
+        path.write_text(page)
 
-    assert page.partition("## Options\n\n")[2] == table_of_options(), "run this test with WRITE_DOCS=1"
+    assert page.partition("## Options\n\n")[2] == table_of_options(kind), "run this test with WRITE_DOCS=1"
 
 
 def test_every_test_that_the_guarantees_name_exists():

@@ -1,7 +1,6 @@
 """Every file in recommenders/ keeps the promises of the plug-board, whatever its options."""
 
 import importlib
-import inspect
 import json
 import pickle
 import random
@@ -355,11 +354,20 @@ def test_an_ad_shown_in_vain_falls_behind_one_that_never_was(name):
 
 @every_recommender
 def test_options_are_documented_and_wrong_ones_are_refused_by_name(name):
-    made = importlib.import_module(f"banditads.recommenders.{name}").Recommender
-    for option in inspect.signature(made).parameters:
-        assert f"\n{option}\n" in inspect.getdoc(made)
-        with pytest.raises(Misconfigured, match=option):
-            recommenders.make(name, **{option: -1})
+    for option in recommenders.options(name):
+        assert len(option.help) > 20
+        with pytest.raises(Misconfigured, match=option.name):
+            recommenders.make(name, **{option.name: -1})
+        with pytest.raises(Misconfigured, match=option.name):
+            recommenders.make(name, **{option.name: True})
+    made = importlib.import_module(f"banditads.recommenders.{name}").Recommender()
+    told = made.describe()
+    assert (
+        told
+        == recommenders.make(
+            name, **{each.name: each.default for each in recommenders.options(name)}
+        ).describe()
+    )
     with pytest.raises(Misconfigured, match="speed"):
         recommenders.make(name, speed=9)
     with pytest.raises(Misconfigured, match="there are: "):

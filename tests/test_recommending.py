@@ -8,6 +8,7 @@ from conftest import Clock, ids
 from banditads import replay
 from banditads.choosing import Request
 from banditads.engine import Engine
+from banditads.errors import Misconfigured
 from banditads.events import Act, Ad
 from banditads.journal import connect
 from banditads.replay import fold
@@ -50,6 +51,20 @@ def test_one_that_is_named_learns_however_few_ads_there_are_and_the_default_only
         engine = engine_of("popular", recommend_from)
         visits(engine, 5)
         assert engine.state.recommender.describe()["learned"] == learned
+
+
+def test_its_options_are_settings_and_part_of_what_was_learned():
+    given = Settings(data_dir="x", recommender="hybrid", recommender_options={"prior": 0.5, "max_users": 1})
+    state = new_state(given)
+    copy = State.of(state.identity)
+    copy.load(state.dump())
+
+    for each in (state, copy):
+        assert each.recommender.describe()["prior"] == 0.5
+        assert each.recommender.parts["content"].describe()["max_users"] == 1
+    assert "recommender_options" not in new_state(Settings(data_dir="x")).identity
+    with pytest.raises(Misconfigured, match="speed"):
+        new_state(Settings(data_dir="x", recommender_options={"speed": 9}))
 
 
 @pytest.mark.parametrize("name", PERSONAL)

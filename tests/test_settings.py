@@ -38,9 +38,8 @@ def test_every_setting_can_be_given_everywhere_and_has_help(row, tmp_path):
     )
     text = OWN.get(row.name, text)
     file = tmp_path / "banditads.toml"
-    value = {"policy_options": "{a = 1}", "keep_journal": "true"}.get(
-        row.name, text if row.kind in ("integer", "number", "yes or no") else f'"{text}"'
-    )
+    plain = ("integer", "number", "yes or no")
+    value = text if row.kind in plain else "{a = 1}" if row.kind == "options" else f'"{text}"'
     file.write_text(f"{row.name} = {value}\n")
     by_file, by_environment = load(str(file)), load("", {f"BANDITADS_{row.name.upper()}": text})
 

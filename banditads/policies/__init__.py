@@ -11,7 +11,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -69,13 +69,25 @@ class Option(NamedTuple):
 
 def options(name: str) -> list[Option]:
     """The options of a policy, as its class documents them."""
-    made = importlib.import_module(f"{__name__}.{name}").Policy
-    section = (inspect.getdoc(made) or "").partition("Parameters\n----------\n")[2].partition("\n>>>")[0]
+    return documented(importlib.import_module(f"{__name__}.{name}").Policy)
+
+
+def documented(made: type, also: Sequence[type] = ()) -> list[Option]:
+    """The options of a class and of those it is built on, first of these.
+
+    What it does not document itself is documented by one of them, or by one of `also`.
+    """
     help: dict[str, str] = {}
-    for names, text in re.findall(r"^(\w[\w, ]*)\n((?:    .+\n?)+)", section, re.M):
-        help |= dict.fromkeys(names.split(", "), " ".join(text.split()))
-    parameters = inspect.signature(made).parameters.values()
-    return [Option(each.name, each.default, help[each.name]) for each in parameters]
+    defaults: dict[str, Any] = {}
+    classes = [each for each in reversed(made.__mro__) if "__init__" in vars(each) and each is not object]
+    for each in (*also, *classes):
+        section = (inspect.getdoc(each) or "").partition("Parameters\n----------\n")[2].partition("\n>>>")[0]
+        for names, text in re.findall(r"^(\w[\w, ]*)\n((?:    .+\n?)+)", section, re.M):
+            help |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    for each in classes:
+        parameters = inspect.signature(each).parameters.values()
+        defaults |= {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
+    return [Option(name, default, help[name]) for name, default in defaults.items()]
 
 
 def libraries(name: str) -> dict[str, str]:
@@ -103,15 +115,18 @@ def make(name: str, **options: Any) -> Policy:
     if name not in names():
         raise Misconfigured(f"there is no policy {name!r}; there are: {', '.join(names())}")
     made = importlib.import_module(f"{__name__}.{name}").Policy
-    known = {each.name: each.default for each in inspect.signature(made).parameters.values()}
-    for option, value in options.items():
-        if option not in known:
-            raise Misconfigured(
-                f"policy {name!r} has no option {option!r}; it has: {', '.join(known) or 'none'}"
-            )
-        if isinstance(value, bool) and not isinstance(known[option], bool):
-            raise Misconfigured(f"option {option} of policy {name!r} is no yes or no")
-        if isinstance(known[option], float) and isinstance(value, int):
-            options[option] = float(value)  # 1 is 1.0: both make the same policy
-    policy: Policy = made(**options)
+    policy: Policy = made(**checked(f"policy {name!r}", documented(made), options))
     return policy
+
+
+def checked(whose: str, known: Sequence[Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the type that their defaults have. Raises `Misconfigured` for one that is not known."""
+    defaults, found = {each.name: each.default for each in known}, dict(given)
+    for option, value in given.items():
+        if option not in defaults:
+            raise Misconfigured(f"{whose} has no option {option!r}; it has: {', '.join(defaults) or 'none'}")
+        if isinstance(value, bool) and not isinstance(defaults[option], bool):
+            raise Misconfigured(f"option {option} of {whose} is no yes or no")
+        if isinstance(defaults[option], float) and isinstance(value, int):
+            found[option] = float(value)  # 1 is 1.0: both make the same
+    return found

@@ -8,7 +8,6 @@ some others, and the policy decides among those.
 from __future__ import annotations
 
 import importlib
-import inspect
 import pkgutil
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import Misconfigured
 from ..events import Ad, AdRemoved, AdsPut, Features, Saved, Settled
+from ..policies import Option, check_ranges, checked, documented
 
 Scores: TypeAlias = NDArray[np.float32]
 Array = TypeVar("Array", bound=NDArray[Any])
@@ -80,6 +80,11 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
+def options(name: str) -> list[Option]:
+    """The options of a recommender, those that it shares with others first."""
+    return documented(_made(name), (Lifted, Personal))
+
+
 def make(name: str, **options: Any) -> Recommender:
     """A recommender that has learned nothing yet.
 
@@ -89,23 +94,103 @@ def make(name: str, **options: Any) -> Recommender:
     """
     if name not in names():
         raise Misconfigured(f"there is no recommender {name!r}; there are: {', '.join(names())}")
-    made = importlib.import_module(f"{__name__}.{name}").Recommender
-    known = inspect.signature(made).parameters
-    for option in options:
-        if option not in known:
-            raise Misconfigured(f"recommender {name!r} has no option {option!r}; it has: {', '.join(known)}")
-    recommender: Recommender = made(**options)
+    known = documented(_made(name), (Lifted, Personal))
+    recommender: Recommender = _made(name)(**checked(f"recommender {name!r}", known, options))
     return recommender
 
 
-class Impersonal:
-    """What keeps nothing of any user."""
+def _made(name: str) -> type:
+    made: type = importlib.import_module(f"{__name__}.{name}").Recommender
+    return made
+
+
+class Lifted:
+    """What each ad earns, on which most recommenders build, and the options of all who do.
+
+    Parameters
+    ----------
+    memory
+        Showings of an ad after which what it earned counts 1/e, in [1, 1e9].
+    width
+        Standard deviations above its estimate at which an ad is judged, in [0, 10].
+    prior
+        Reward that is expected before anything is learned, in (0, 1).
+    """
+
+    def __init__(self, *, memory: float = 5000.0, width: float = 0.5, prior: float = 0.03) -> None:
+        check_ranges(
+            ("memory", memory, 1.0, 1e9), ("width", width, 0.0, 10.0), ("prior", prior, 1e-6, 1 - 1e-6)
+        )
+        self.memory, self.width, self.prior = memory, width, prior
+        self.start = log(prior / (1 - prior))
+        self.learned = 0  # rewards
+        self.lifts = Lifts(width=width, keep=1 - 1 / memory)
+
+    def apply(self, event: AdsPut | AdRemoved, rows: Sequence[int]) -> None:
+        """A new ad begins with nothing."""
+        self.lifts.apply(event, rows)
 
     def acted(self, user: str, rows: Sequence[int]) -> None:
-        """Nothing to do."""
+        """Nothing to do: nothing is kept of any user."""
 
     def forget(self, user: str) -> None:
-        """Nothing to do."""
+        """Nothing to do either."""
+
+    def dump(self) -> Saved:
+        """How much was learned, and what each ad earned."""
+        return [self.learned, self.lifts.dump()]
+
+    def load(self, saved: Saved) -> None:
+        """The inverse of `dump`."""
+        self.learned, lifts = saved
+        self.lifts.load(lifts)
+
+    def describe(self) -> dict[str, Any]:
+        """The options, and how much was learned."""
+        given = {each.name: getattr(self, each.name) for each in documented(type(self), (Lifted, Personal))}
+        return {**given, "learned": self.learned, "ads": self.lifts.n_rows}
+
+
+class Personal(Lifted):
+    """A vector for each user too.
+
+    Parameters
+    ----------
+    dim
+        Numbers that an ad is made into, a multiple of 8, 8 to 256.
+    max_users
+        Users of whom a taste is kept, the latest, 1 to 10,000,000; 4 * (dim + 1) bytes each, and their ids.
+    """
+
+    def __init__(self, *, dim: int = 32, max_users: int = 100_000, **shared: Any) -> None:
+        super().__init__(**shared)
+        check_ranges(("dim", dim, 8, 256), ("max_users", max_users, 1, 10**7))
+        self.dim, self.max_users = dim - dim % 8, max_users
+        self.ads = np.zeros((0, self.dim), np.float32)  # (capacity, dim)
+        self.users = Tastes(dim=1 + self.dim, most=max_users)  # the bias first
+
+    def apply(self, event: AdsPut | AdRemoved, rows: Sequence[int]) -> None:
+        """A new ad begins at zero."""
+        super().apply(event, rows)
+        self.ads = follow(self.ads, event, rows, self.lifts.n_rows)
+
+    def forget(self, user: str) -> None:
+        """The user's vector goes; what it taught the rest remains until the journal is folded again."""
+        self.users.forget(user)
+
+    def dump(self) -> Saved:
+        """What each ad earned, and the users' vectors."""
+        return [super().dump(), self.users.dump()]
+
+    def load(self, saved: Saved) -> None:
+        """The inverse of `dump`."""
+        lifted, users = saved
+        super().load(lifted)
+        self.users.load(users)
+
+    def describe(self) -> dict[str, Any]:
+        """The options, how much was learned, and of how many users."""
+        return {**super().describe(), "users": len(self.users.places)}
 
 
 class Lifts:

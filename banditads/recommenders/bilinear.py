@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from math import log
 from typing import Any
 
 import numpy as np
 
 from ..events import Ad, AdRemoved, AdsPut, Features, Saved, Settled  # noqa: F401  (for the doctest)
 from ..policies import check_ranges
-from . import VISITOR, Impersonal, Lifts, Scores, Signs, chance, follow, words
+from . import VISITOR, Lifted, Scores, Signs, chance, follow, words
 
 EXAMPLES: tuple[dict[str, Any], ...] = (
     {"learning_rate": 0.02, "prior": 0.3, "memory": 50.0},
@@ -27,19 +26,13 @@ EXAMPLES: tuple[dict[str, Any], ...] = (
 )
 
 
-class Recommender(Impersonal):
+class Recommender(Lifted):
     """Low rank, and the ads' own lifts.
 
     Parameters
     ----------
     learning_rate
         How far a first step moves the log odds, at most, in (0, 100]; the steps shrink with use.
-    memory
-        Showings of an ad after which what it earned counts 1/e, in [1, 1e9].
-    width
-        Standard deviations above its estimate at which an ad is judged, in [0, 10].
-    prior
-        Reward that is expected before anything is learned, in (0, 1).
     dim
         Numbers that an ad is made into, a multiple of 8, 8 to 256.
     places
@@ -57,27 +50,19 @@ class Recommender(Impersonal):
         self,
         *,
         learning_rate: float = 1.0,
-        memory: float = 5000.0,
-        width: float = 0.5,
-        prior: float = 0.03,
         dim: int = 32,
         places: int = 1024,
         seed: int = 0,
+        **shared: Any,
     ) -> None:
+        super().__init__(**shared)
         check_ranges(
             ("learning_rate", learning_rate, 1e-6, 100.0),
-            ("memory", memory, 1.0, 1e9),
-            ("width", width, 0.0, 10.0),
-            ("prior", prior, 1e-6, 1 - 1e-6),
             ("dim", dim, 8, 256),
             ("places", places, 2, 65536),
             ("seed", seed, 0, 2**32 - 1),
         )
-        self.learning_rate, self.memory, self.prior = learning_rate, memory, prior
-        self.dim, self.places = dim - dim % 8, places
-        self.start = log(prior / (1 - prior))
-        self.learned = 0  # rewards
-        self.lifts = Lifts(width=width, keep=1 - 1 / memory)
+        self.learning_rate, self.dim, self.places, self.seed = learning_rate, dim - dim % 8, places, seed
         self.weights = np.zeros((places, 1 + self.dim), np.float32)
         self.squares = np.ones((places, 1 + self.dim), np.float32)  # sums of squared gradients, and 1
         self.ads = np.zeros((0, self.dim), np.float32)  # (capacity, dim)
@@ -85,7 +70,7 @@ class Recommender(Impersonal):
 
     def apply(self, event: AdsPut | AdRemoved, rows: Sequence[int]) -> None:
         """A new ad begins with what its features promise."""
-        self.lifts.apply(event, rows)
+        super().apply(event, rows)
         self.ads = follow(self.ads, event, rows, self.lifts.n_rows)
         if isinstance(event, AdsPut):
             for row, ad in zip(rows, event.ads, strict=True):
@@ -116,32 +101,19 @@ class Recommender(Impersonal):
         return score
 
     def dump(self) -> Saved:
-        """How much was learned, what each ad earned, the weights and their squared gradients."""
+        """What each ad earned, the weights and their squared gradients."""
         if not self.learned:
             return None
-        return [self.learned, self.lifts.dump(), self.weights.tobytes(), self.squares.tobytes()]
+        return [super().dump(), self.weights.tobytes(), self.squares.tobytes()]
 
     def load(self, saved: Saved) -> None:
         """The inverse of `dump`."""
         if saved is None:
             return
-        self.learned, lifts, weights, squares = saved
-        self.lifts.load(lifts)
+        lifted, weights, squares = saved
+        super().load(lifted)
         self.weights = np.frombuffer(weights, np.float32).reshape(self.weights.shape).copy()
         self.squares = np.frombuffer(squares, np.float32).reshape(self.squares.shape).copy()
-
-    def describe(self) -> dict[str, Any]:
-        """The options, and how much was learned."""
-        return {
-            "learning_rate": self.learning_rate,
-            "memory": self.memory,
-            "width": self.lifts.width,
-            "prior": self.prior,
-            "dim": self.dim,
-            "places": self.places,
-            "learned": self.learned,
-            "ads": self.lifts.n_rows,
-        }
 
     def _visitor(self, context: Features) -> list[int]:
         """Rows of the constant and of the first `VISITOR` features."""

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from math import log
 from typing import Any
 
 import numpy as np
 
 from ..events import Ad, AdRemoved, AdsPut, Features, Saved, Settled  # noqa: F401  (for the doctest)
 from ..policies import check_ranges
-from . import Lifts, Scores, Tastes, Vector, chance, follow
+from . import Personal, Scores, Vector, chance
 
 EXAMPLES: tuple[dict[str, Any], ...] = (
     {"learning_rate": 0.02, "prior": 0.3, "memory": 50.0, "max_users": 2},
@@ -31,7 +30,7 @@ BEGIN = 0.5  # length of the vector that an ad begins at
 MOST = 3.0  # no number of a vector goes beyond
 
 
-class Recommender:
+class Recommender(Personal):
     """Matrix factorisation, and the ads' own lifts.
 
     Parameters
@@ -40,16 +39,6 @@ class Recommender:
         Step of gradient descent, in (0, 1].
     shrink
         How strongly vectors are drawn to where they began, per step, in [0, 1].
-    memory
-        Showings of an ad after which what it earned counts 1/e, in [1, 1e9].
-    width
-        Standard deviations above its estimate at which an ad is judged, in [0, 10].
-    prior
-        Reward that is expected before anything is learned, in (0, 1).
-    dim
-        Factors, a multiple of 8, 8 to 256.
-    max_users
-        Users of whom a vector is kept, the latest, 1 to 10,000,000; 4 * (dim + 1) bytes each, and their ids.
 
     >>> collaborative = Recommender()
     >>> collaborative.apply(AdsPut(0.0, (Ad("hats"), Ad("shoes"))), rows=(0, 1))
@@ -62,34 +51,17 @@ class Recommender:
         *,
         learning_rate: float = 0.1,
         shrink: float = 0.02,
-        memory: float = 5000.0,
-        width: float = 0.5,
-        prior: float = 0.03,
         dim: int = 16,
-        max_users: int = 100_000,
+        **shared: Any,
     ) -> None:
-        check_ranges(
-            ("learning_rate", learning_rate, 1e-6, 1.0),
-            ("shrink", shrink, 0.0, 1.0),
-            ("memory", memory, 1.0, 1e9),
-            ("width", width, 0.0, 10.0),
-            ("prior", prior, 1e-6, 1 - 1e-6),
-            ("dim", dim, 8, 256),
-            ("max_users", max_users, 1, 10**7),
-        )
+        super().__init__(dim=dim, **shared)
+        check_ranges(("learning_rate", learning_rate, 1e-6, 1.0), ("shrink", shrink, 0.0, 1.0))
         self.learning_rate, self.shrink = learning_rate, shrink
-        self.memory, self.prior, self.dim = memory, prior, dim - dim % 8
-        self.start = log(prior / (1 - prior))
-        self.learned = 0  # rewards
-        self.lifts = Lifts(width=width, keep=1 - 1 / memory)
-        self.ads = np.zeros((0, self.dim), np.float32)  # (capacity, dim)
-        self.users = Tastes(dim=1 + self.dim, most=max_users)  # the bias first
 
     def apply(self, event: AdsPut | AdRemoved, rows: Sequence[int]) -> None:
         """A new ad begins near zero."""
         before = self.lifts.n_rows
-        self.lifts.apply(event, rows)
-        self.ads = follow(self.ads, event, rows, self.lifts.n_rows)
+        super().apply(event, rows)
         if isinstance(event, AdsPut):
             for row, ad in zip(rows, event.ads, strict=True):
                 if row >= before:
@@ -127,36 +99,15 @@ class Recommender:
             odds = self.start + float(taste[0] + factors @ taste[1:]) + self.lifts.known(row)
             self._move(taste, factors, 1 - chance(odds), bias=False)
 
-    def forget(self, user: str) -> None:
-        """The user's vector goes; what it taught ads remains until the journal is folded again."""
-        self.users.forget(user)
-
     def dump(self) -> Saved:
-        """How much was learned, what each ad earned, the ads' vectors and the users'."""
-        ads = self.ads[: self.lifts.n_rows].tobytes()
-        return [self.learned, self.lifts.dump(), ads, self.users.dump()]
+        """What each ad earned, the users' vectors and the ads'."""
+        return [super().dump(), self.ads[: self.lifts.n_rows].tobytes()]
 
     def load(self, saved: Saved) -> None:
         """The inverse of `dump`."""
-        self.learned, lifts, ads, users = saved
-        self.lifts.load(lifts)
+        personal, ads = saved
+        super().load(personal)
         self.ads[: self.lifts.n_rows] = np.frombuffer(ads, np.float32).reshape(-1, self.dim)
-        self.users.load(users)
-
-    def describe(self) -> dict[str, Any]:
-        """The options, and how much was learned."""
-        return {
-            "learning_rate": self.learning_rate,
-            "shrink": self.shrink,
-            "memory": self.memory,
-            "width": self.lifts.width,
-            "prior": self.prior,
-            "dim": self.dim,
-            "max_users": self.users.most,
-            "learned": self.learned,
-            "ads": self.lifts.n_rows,
-            "users": len(self.users.places),
-        }
 
     def _move(self, taste: Vector, factors: Vector, error: float, *, bias: bool = True) -> None:
         rate, shrink = self.learning_rate, self.shrink

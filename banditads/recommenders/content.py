@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from math import log
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from ..events import Ad, AdRemoved, AdsPut, Features, Saved, Settled
 from ..policies import check_ranges
 from ..users import BUCKETS, CATEGORIES, bucket
-from . import Lifts, Scores, Signs, Tastes, Vector, chance, follow
+from . import Personal, Scores, Signs, Vector, chance, follow
 
 EXAMPLES: tuple[dict[str, Any], ...] = (
     {"learning_rate": 0.02, "prior": 0.3, "memory": 50.0, "max_users": 2},
@@ -35,7 +34,7 @@ SINCE = tuple(f"user.category.{place}" for place in range(1, CATEGORIES + 1))
 TASTES = tuple(f"user.taste.{place}" for place in range(BUCKETS))
 
 
-class Recommender:
+class Recommender(Personal):
     """Tastes x features, and the ads' own lifts.
 
     Parameters
@@ -44,16 +43,6 @@ class Recommender:
         Step of gradient descent, in (0, 10].
     fade
         Share of a taste that is lost with each showing, in [0, 1].
-    memory
-        Showings of an ad after which what it earned counts 1/e, in [1, 1e9].
-    width
-        Standard deviations above its estimate at which an ad is judged, in [0, 10].
-    prior
-        Reward that is expected before anything is learned, in (0, 1).
-    dim
-        Numbers that an ad is made into, a multiple of 8, 8 to 256.
-    max_users
-        Users of whom a taste is kept, the latest, 1 to 10,000,000; 4 * (dim + 1) bytes each, and their ids.
     seed
         Of the hash function, 0 to 2 ** 32 - 1.
 
@@ -70,42 +59,27 @@ class Recommender:
         *,
         learning_rate: float = 0.5,
         fade: float = 0.01,
-        memory: float = 5000.0,
-        width: float = 0.5,
-        prior: float = 0.03,
-        dim: int = 32,
-        max_users: int = 100_000,
         seed: int = 0,
+        **shared: Any,
     ) -> None:
+        super().__init__(**shared)
         check_ranges(
             ("learning_rate", learning_rate, 1e-6, 10.0),
             ("fade", fade, 0.0, 1.0),
-            ("memory", memory, 1.0, 1e9),
-            ("width", width, 0.0, 10.0),
-            ("prior", prior, 1e-6, 1 - 1e-6),
-            ("dim", dim, 8, 256),
-            ("max_users", max_users, 1, 10**7),
             ("seed", seed, 0, 2**32 - 1),
         )
-        self.learning_rate, self.fade = learning_rate, fade
-        self.memory, self.prior, self.dim = memory, prior, dim - dim % 8
-        self.start = log(prior / (1 - prior))
-        self.learned = 0  # rewards
-        self.lifts = Lifts(width=width, keep=1 - 1 / memory)
+        self.learning_rate, self.fade, self.seed = learning_rate, fade, seed
         self.signs = Signs(dim=self.dim, seed=seed)
-        self.ads = np.zeros((0, self.dim), np.float32)  # (capacity, dim)
         # Of each slot the place of the word that every ad has there, shape (capacity,); 0 where it has none.
         self.slots: list[NDArray[np.intp]] = []
         self.known = {"": 0}  # word -> place, of all that ads have or had
         self.buckets = bytearray([BUCKETS])  # of the word at each place; the one of no word is beyond all
-        self.users = Tastes(dim=1 + self.dim, most=max_users)  # the bias first
         self.weights = np.full(2, 0.3)  # of near categories all along, and of late
         self.squares = np.ones(2)  # sums of squared gradients, and 1
 
     def apply(self, event: AdsPut | AdRemoved, rows: Sequence[int]) -> None:
         """An ad is what its features are."""
-        self.lifts.apply(event, rows)
-        self.ads = follow(self.ads, event, rows, self.lifts.n_rows)
+        super().apply(event, rows)
         spelt = [_words(ad) for ad in event.ads] if isinstance(event, AdsPut) else []
         while len(self.slots) < max(map(len, spelt), default=0):
             self.slots.append(np.zeros(len(self.lifts.values), np.intp))
@@ -164,37 +138,19 @@ class Recommender:
             self._move(taste, self.ads[row], 1 - chance(odds))
             taste[0] = bias  # how often somebody clicks is another matter
 
-    def forget(self, user: str) -> None:
-        """The user's taste goes; what it taught the weights remains until the journal is folded again."""
-        self.users.forget(user)
-
     def dump(self) -> Saved:
-        """How much was learned, what each ad earned, the weights and the users' tastes."""
-        weights = self.weights.tobytes(), self.squares.tobytes()
-        return [self.learned, self.lifts.dump(), *weights, self.users.dump()]
+        """What each ad earned, the users' tastes and everybody's weights."""
+        return [super().dump(), self.weights.tobytes(), self.squares.tobytes()]
 
     def load(self, saved: Saved) -> None:
         """The inverse of `dump`."""
-        self.learned, lifts, weights, squares, users = saved
-        self.lifts.load(lifts)
+        personal, weights, squares = saved
+        super().load(personal)
         self.weights, self.squares = np.frombuffer(weights).copy(), np.frombuffer(squares).copy()
-        self.users.load(users)
 
     def describe(self) -> dict[str, Any]:
-        """The options, and how much was learned."""
-        return {
-            "learning_rate": self.learning_rate,
-            "fade": self.fade,
-            "memory": self.memory,
-            "width": self.lifts.width,
-            "prior": self.prior,
-            "dim": self.dim,
-            "max_users": self.users.most,
-            "learned": self.learned,
-            "ads": self.lifts.n_rows,
-            "users": len(self.users.places),
-            "weights": self.weights.tolist(),
-        }
+        """The options, how much was learned, of how many users, and the weights."""
+        return {**super().describe(), "weights": self.weights.tolist()}
 
     def _move(self, taste: Vector, x: Vector, error: float) -> None:
         taste[0] += 0.1 * self.learning_rate * error

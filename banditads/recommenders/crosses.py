@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
-from math import log
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from ..events import Ad, AdRemoved, AdsPut, Features, Saved, Settled
 from ..policies import check_ranges
-from . import VISITOR, Impersonal, Lifts, Scores, chance, follow, words
+from . import VISITOR, Lifted, Scores, chance, follow, words
 
 EXAMPLES: tuple[dict[str, Any], ...] = (
     {"learning_rate": 0.02, "prior": 0.3, "memory": 50.0},
@@ -34,19 +33,13 @@ EXAMPLES: tuple[dict[str, Any], ...] = (
 SPREAD, MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)  # odd, with random-looking bits
 
 
-class Recommender(Impersonal):
+class Recommender(Lifted):
     """Crossed features, and the ads' own lifts.
 
     Parameters
     ----------
     learning_rate
         How far a first step moves the log odds, at most, in (0, 100]; the steps shrink with use.
-    memory
-        Showings of an ad after which what it earned counts 1/e, in [1, 1e9].
-    width
-        Standard deviations above its estimate at which an ad is judged, in [0, 10].
-    prior
-        Reward that is expected before anything is learned, in (0, 1).
     bits
         The model has 2 ** bits weights, 8 to 24.
     words
@@ -66,29 +59,22 @@ class Recommender(Impersonal):
         self,
         *,
         learning_rate: float = 0.5,
-        memory: float = 5000.0,
-        width: float = 0.5,
-        prior: float = 0.03,
         bits: int = 18,
         words: int = 16384,
         slots: int = 16,
         seed: int = 0,
+        **shared: Any,
     ) -> None:
+        super().__init__(**shared)
         check_ranges(
             ("learning_rate", learning_rate, 1e-6, 100.0),
-            ("memory", memory, 1.0, 1e9),
-            ("width", width, 0.0, 10.0),
-            ("prior", prior, 1e-6, 1 - 1e-6),
             ("bits", bits, 8, 24),
             ("words", words, 16, 65536),
             ("slots", slots, 1, 64),
             ("seed", seed, 0, 2**32 - 1),
         )
-        self.learning_rate, self.memory, self.prior = learning_rate, memory, prior
-        self.bits, self.words, self.slots, self.seed = bits, words, slots, seed
-        self.start = log(prior / (1 - prior))
-        self.learned = 0  # rewards
-        self.lifts = Lifts(width=width, keep=1 - 1 / memory)
+        self.learning_rate, self.bits, self.words = learning_rate, bits, words
+        self.slots, self.seed = slots, seed
         self.weights = np.zeros(2**bits, np.float32)
         self.squares = np.ones(2**bits, np.float32)  # sums of squared gradients, and 1
         self.key = seed.to_bytes(4, "big")
@@ -99,7 +85,7 @@ class Recommender(Impersonal):
 
     def apply(self, event: AdsPut | AdRemoved, rows: Sequence[int]) -> None:
         """A new ad begins with what its features promise."""
-        self.lifts.apply(event, rows)
+        super().apply(event, rows)
         spelt = [self._words(ad) for ad in event.ads] if isinstance(event, AdsPut) else []
         while len(self.spelt) < max(map(len, spelt), default=0):
             self.spelt.append(np.zeros(len(self.lifts.values), np.intp))
@@ -140,33 +126,23 @@ class Recommender(Impersonal):
         return score
 
     def dump(self) -> Saved:
-        """How much was learned, what each ad earned, the weights and their squared gradients."""
+        """What each ad earned, the weights and their squared gradients."""
         if not self.learned:
             return None
-        return [self.learned, self.lifts.dump(), self.weights.tobytes(), self.squares.tobytes()]
+        return [super().dump(), self.weights.tobytes(), self.squares.tobytes()]
 
     def load(self, saved: Saved) -> None:
         """The inverse of `dump`."""
         if saved is None:
             return
-        self.learned, lifts, weights, squares = saved
-        self.lifts.load(lifts)
+        lifted, weights, squares = saved
+        super().load(lifted)
         self.weights = np.frombuffer(weights, np.float32).copy()
         self.squares = np.frombuffer(squares, np.float32).copy()
 
     def describe(self) -> dict[str, Any]:
-        """The options, and how much was learned."""
-        return {
-            "learning_rate": self.learning_rate,
-            "memory": self.memory,
-            "width": self.lifts.width,
-            "bits": self.bits,
-            "words": self.words,
-            "slots": self.slots,
-            "learned": self.learned,
-            "ads": self.lifts.n_rows,
-            "used": int(self.used.sum()),
-        }
+        """The options, how much was learned, and how many words ads have."""
+        return {**super().describe(), "used": int(self.used.sum())}
 
     def _crosses(self, visitor: Sequence[int], spelt: Any) -> NDArray[np.intp]:
         """Places of weights, shape (n_visitor, n_words)."""

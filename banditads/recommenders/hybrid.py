@@ -18,7 +18,7 @@ import numpy as np
 from ..events import Ad, AdRemoved, AdsPut, Features, Saved, Settled  # noqa: F401  (for the doctest)
 from ..policies import check_ranges
 from . import Recommender as Part
-from . import Scores, chance, make
+from . import Scores, chance, make, options
 
 EXAMPLES: tuple[dict[str, Any], ...] = (
     {"learning_rate": 0.5, "prior": 0.3, "memory": 50.0, "max_users": 2},
@@ -28,21 +28,12 @@ PARTS = ("popular", "content", "collaborative", "crosses")
 
 
 class Recommender:
-    """A learned blend.
+    """A learned blend. The other options are those of its parts.
 
     Parameters
     ----------
     learning_rate
         How far a first step moves a weight, at most, in (0, 1]; the steps shrink with use.
-    memory
-        Showings of an ad after which what it earned counts 1/e, in [1, 1e9].
-    width
-        Standard deviations above its estimate at which an ad is judged, in [0, 10].
-    prior
-        Reward that is expected before anything is learned, in (0, 1).
-    max_users
-        Users of whom a taste is kept, the latest, 1 to 10,000,000.
-
     >>> hybrid = Recommender()
     >>> hybrid.apply(AdsPut(0.0, (Ad("hats"), Ad("shoes"))), rows=(0, 1))
     >>> hybrid.scores({}, "somebody new")
@@ -59,13 +50,12 @@ class Recommender:
         max_users: int = 100_000,
     ) -> None:
         check_ranges(("learning_rate", learning_rate, 1e-6, 1.0), ("max_users", max_users, 1, 10**7))
-        self.learning_rate, self.max_users = learning_rate, max_users
-        common: dict[str, Any] = {"memory": memory, "width": width, "prior": prior}
-        personal = {**common, "max_users": max_users}
-        self.parts: dict[str, Part] = {
-            name: make(name, **(personal if name in ("content", "collaborative") else common))
-            for name in PARTS
-        }
+        self.learning_rate = learning_rate
+        self.shared = {"memory": memory, "width": width, "prior": prior, "max_users": max_users}
+        self.parts: dict[str, Part] = {}
+        for name in PARTS:
+            known = {each.name for each in options(name)}
+            self.parts[name] = make(name, **{each: self.shared[each] for each in known & self.shared.keys()})
         self.learned = 0  # rewards
         # The last is for what is the same for all ads.
         self.weights = np.array([1 / len(PARTS)] * len(PARTS) + [log(prior / (1 - prior))])
@@ -127,7 +117,7 @@ class Recommender:
         """The options, how much was learned, the weights, and the parts."""
         return {
             "learning_rate": self.learning_rate,
-            "max_users": self.max_users,
+            **self.shared,
             "learned": self.learned,
             "weights": dict(zip(PARTS, self.weights.tolist(), strict=False)),
             "parts": {name: part.describe() for name, part in self.parts.items()},
