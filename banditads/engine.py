@@ -310,8 +310,18 @@ class Engine:
         if len(joiner.said(event_id)) >= MAX_SAID:
             raise Conflict(f"{MAX_SAID} rewards were already given for this event", "event_id")
         late = not joiner.in_time(event_id, at)
-        offset = self._record(events.Rewarded(at, event_id, float(value), kind, order, amount))
+        whose = self._whose(done) if done and self.state.users.profiles else ("", "")
+        offset = self._record(events.Rewarded(at, event_id, float(value), kind, order, amount, *whose))
         return Receipt("noted" if done else "applied", offset), late
+
+    def _whose(self, done: Done) -> tuple[str, str]:
+        """The user and the ad of a decision that settled; empty unless something is known of the user."""
+        try:
+            choice = self._read_back(done).event
+        except (Refused, Damaged):  # what is said of it counts all the same
+            return "", ""
+        known = isinstance(choice, Chosen) and choice.user_id in self.state.users.profiles
+        return (choice.user_id, choice.ad_id) if isinstance(choice, Chosen) and known else ("", "")
 
     def impress(self, event_id: str) -> bool:
         """The ad of a choice was seen. Counted once, while the choice waits for its reward; whether now."""

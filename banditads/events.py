@@ -7,7 +7,7 @@ old journals then still decode, and old programs skip what they do not know.
 
 >>> event = Rewarded(at=12.5, event_id="e1", value=1.0)
 >>> encode(event)[:26]
-b'\\x97\\xa8rewarded\\xcb@)\\x00\\x00\\x00\\x00\\x00\\x00\\xa2e1\\xcb?\\xf0\\x00'
+b'\\x99\\xa8rewarded\\xcb@)\\x00\\x00\\x00\\x00\\x00\\x00\\xa2e1\\xcb?\\xf0\\x00'
 >>> decode(encode(event)) == event
 True
 """
@@ -15,6 +15,7 @@ True
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -79,7 +80,7 @@ class Chosen(msgspec.Struct, frozen=True, array_like=True, tag="chosen", gc=Fals
     request_id: str = ""
     inline: tuple[Ad, ...] = ()
     filtered: dict[str, str] = {}  # ad id -> why it was not a candidate (at most 100 of them)
-    advice: bytes = b""  # what a recommender said of each ad, float32 little-endian, shape (n_ads,); or empty
+    advice: bytes = b""  # log odds by a recommender, float32 little-endian, shape (n_ads,); or empty
     expected: float | None = None  # what the policy expected the picked ad to earn, in [0, 1]; None: no idea
     promised: float | None = None  # the same, calibrated by what had come of such expectations
 
@@ -120,6 +121,8 @@ class Rewarded(msgspec.Struct, frozen=True, array_like=True, tag="rewarded"):
     kind: str = ""  # what happened: click, conversion, dwell; empty where only a number was said
     order: str = ""  # tells several conversions of one choice apart
     amount: float = 0.0  # money of a conversion, seconds of a dwell: as it was said, before it became `value`
+    user: str = ""  # pseudonym, and the ad, of a choice that had settled: nothing else remembers them. Empty
+    ad_id: str = ""  # where it still waited, or where nothing is known of the user
 
 
 class Impressed(msgspec.Struct, frozen=True, array_like=True, tag="impressed"):
@@ -183,11 +186,21 @@ class Scrubbed(msgspec.Struct, frozen=True, array_like=True, tag="scrubbed"):
     at: float
 
 
+class Heard(msgspec.Struct, frozen=True):
+    """Derived, never journaled: something was said for the first time of an ad that a user was shown."""
+
+    user: str
+    ad_id: str
+    kind: str
+    value: float
+    at: float
+
+
 class Settled(msgspec.Struct, frozen=True):
     """Derived, never journaled: a choice got its reward, or its time ran out."""
 
     choice: Chosen
-    ads: tuple[Ad, ...]  # what `choice.ads` were at choice time, same order
+    ads: Sequence[Ad]  # what `choice.ads` were at choice time, same order
     reward: float
     at: float  # seconds since the epoch, when it settled
     silent: bool = False  # nobody said anything: `reward` is the default
@@ -210,19 +223,51 @@ Event: TypeAlias = (
 )
 
 
-def advised(advice: bytes, ads: tuple[Ad, ...]) -> tuple[Ad, ...]:
-    """Ads as the policy sees them: what a recommender said of each is a feature like the others.
+class Advised(Sequence[Ad]):
+    """Ads as a policy sees them: what a recommender said of each is a feature like the others.
+
+    Such an ad is made when it is asked for. A policy that can do without takes it apart instead.
+
+    Attributes
+    ----------
+    plain
+        The ads without it.
+    said
+        Log odds of a reward, in the same order.
+    """
+
+    def __init__(self, plain: Sequence[Ad], said: Sequence[float]) -> None:
+        self.plain, self.said = plain, said
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return Advised(self.plain[place], self.said[place])
+        ad, said = self.plain[place], self.said[place]
+        return msgspec.structs.replace(ad, features=dict(sorted({**ad.features, ADVICE: said}.items())))
+
+
+def advised(advice: bytes, ads: Sequence[Ad]) -> Sequence[Ad]:
+    """Ads, and what is said of them if anything is.
 
     >>> advised(struct.pack("<f", 1.5), (Ad("hats", {"kind": "hat"}),))[0].features
     {'kind': 'hat', 'recommended': 1.5}
     """
-    if not advice:
-        return ads
-    said = struct.unpack(f"<{len(ads)}f", advice)
-    return tuple(
-        msgspec.structs.replace(ad, features=dict(sorted({**ad.features, ADVICE: each}.items())))
-        for ad, each in zip(ads, said, strict=True)
-    )
+    return Advised(ads, struct.unpack(f"<{len(ads)}f", advice)) if advice else ads
+
+
+def apart(ads: Sequence[Ad]) -> tuple[Sequence[Ad], Sequence[float]]:
+    """Ads, and what is said of them; nothing if nothing is."""
+    return (ads.plain, ads.said) if isinstance(ads, Advised) else (ads, ())
+
+
+def some(ads: Sequence[Ad], places: Sequence[int]) -> Sequence[Ad]:
+    """Some of these ads, with what is said of them."""
+    plain, said = apart(ads)
+    found = tuple([plain[place] for place in places])
+    return Advised(found, [said[place] for place in places]) if said else found
 
 
 _encoder = msgspec.msgpack.Encoder()

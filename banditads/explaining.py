@@ -6,10 +6,11 @@ the catalog, for what is the same for all ads decides nothing. Nothing is change
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from .columns import column_of
-from .events import Ad, Chosen, Features, advised
+from .events import Ad, Chosen, Features, advised, some
 from .recommenders import Scores, hybrid
 from .state import State
 
@@ -52,8 +53,9 @@ def _scores(state: State, choice: Chosen) -> dict[str, float]:
     return {name: float(scores[row] - scores.mean()) for name, scores in found.items()}
 
 
-def _features(state: State, choice: Chosen, ads: tuple[Ad, ...]) -> dict[str, float]:
-    few = (ads[choice.pick], *(ad for ad in ads[: OTHERS + 1] if ad is not ads[choice.pick]))[: OTHERS + 1]
+def _features(state: State, choice: Chosen, ads: Sequence[Ad]) -> dict[str, float]:
+    others = [place for place in range(min(len(ads), OTHERS + 1)) if place != choice.pick]
+    few = some(ads, [choice.pick, *others][: OTHERS + 1])
     if len(few) == 1:
         return {}
     whole = float(state.policy.pmf(choice.context, few)[0])

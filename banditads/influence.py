@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from .columns import Key, column_of
-from .events import Ad, Features, advised
+from .events import ADVICE, Ad, Advised, Features, advised, apart, some
 from .joiner import Open
 from .state import State
 
@@ -50,7 +50,9 @@ def moved(state: State, waiting: Open, key: Key) -> float:
     if side == "context":
         context = _without(context, name)
     else:
-        ads = tuple(msgspec.structs.replace(ad, features=_without(ad.features, name)) for ad in ads)
+        plain, said = apart(ads)
+        plain = tuple(msgspec.structs.replace(ad, features=_without(ad.features, name)) for ad in plain)
+        ads = Advised(plain, said) if said and name != ADVICE else plain
     return float(np.abs(with_it - state.policy.pmf(context, ads)).sum() / 2)
 
 
@@ -68,7 +70,7 @@ def _columns_of(waiting: Open, number: int) -> Iterator[Key]:
 def _few(waiting: Open) -> Sequence[Ad]:
     choice = waiting.choice
     ads, pick = advised(choice.advice, waiting.ads), choice.pick
-    return ads if len(ads) <= MAX_ADS else (*ads[: MAX_ADS - 1], ads[max(pick, MAX_ADS - 1)])
+    return ads if len(ads) <= MAX_ADS else some(ads, (*range(MAX_ADS - 1), max(pick, MAX_ADS - 1)))
 
 
 def _without(features: Features, column: str) -> Features:

@@ -22,6 +22,7 @@ from .events import (
     Ad,
     Chosen,
     Event,
+    Heard,
     Impressed,
     Rewarded,
     Saved,
@@ -210,6 +211,15 @@ class Joiner:
         if done and done.reward is not None and not kind and self.aggregation == "earliest":
             return Said("", "", done.reward, done.reward, done.reward_offset)
         return None
+
+    def hear(self, event: Rewarded) -> Heard | None:
+        """Of whom and of what this is; None if it was said before, or nobody knows. Ask before `settle`."""
+        if not self.knows(event.event_id) or self.heard(event.event_id, event.kind, event.order):
+            return None
+        user, ad_id = event.user, event.ad_id
+        if waiting := self.open.get(event.event_id):
+            user, ad_id = waiting.choice.user_id, waiting.choice.ad_id
+        return Heard(user, ad_id, event.kind, event.value, event.at)
 
     def _open(self, event_id: str, waiting: Open) -> None:
         self.open[event_id] = waiting

@@ -37,12 +37,13 @@ from .events import (
     UserErased,
     UserPut,
     advised,
+    some,
 )
 from .joiner import Joiner
 from .stats import Stats
 from .users import DAY, Users
 
-MOST = 8.0  # no advice lies further from the mean of an ad's rivals
+MOST = 10.0  # no log odds that are told lie further from 0
 
 
 class Gap(Exception):
@@ -171,9 +172,10 @@ class State:
         self.applied = offset + 1
         ads = self.catalog.resolve(event) if isinstance(event, Chosen) else ()
         late = isinstance(event, Rewarded) and not self.joiner.in_time(event.event_id, event.at)
+        if isinstance(event, Rewarded) and self.users.profiles and (heard := self.joiner.hear(event)):
+            self.users.apply(heard)
         for settled in self.joiner.settle(offset, event, ads):
             self._learn(settled)
-            self.users.apply(settled)
             self.stats.apply(settled)
             self.columns.apply(settled)
         if isinstance(event, SetAside):
@@ -220,7 +222,8 @@ class State:
         try:
             self.policy.learn(choice.context, ads, choice.pick, reward, choice.probability)
             # The ad that was shown and one more have every weight that was touched.
-            pmf = self.policy.pmf(choice.context, (ads[choice.pick], ads[choice.pick - 1])[: len(ads)])
+            pair = some(ads, (choice.pick, choice.pick - 1)[: len(ads)])
+            pmf = self.policy.pmf(choice.context, pair)
         except Exception as error:  # whatever it was, it would happen again at every start
             raise Spoilt(choice.event_id, repr(error)) from error
         if not abs(pmf.sum() - 1) < 1e-6:  # NaN too
@@ -233,18 +236,19 @@ class State:
     def advice(self, ads: tuple[Ad, ...], context: Features, user: str) -> bytes:
         """What the policy is told of these ads, for `Chosen.advice`; empty where it is told nothing.
 
-        The score of each less their mean, in eighths, so that most ads are as they were the last time; 0 for
-        an ad that is not in the catalog.
+        The log odds of each; their mean for an ad that is not in the catalog.
         """
         if not self.advise or len(self.catalog.ads) < self.recommend_from:
             return b""
         rows = [self.catalog.row(ad.id) for ad in ads]
-        known = np.array([row is not None for row in rows])
-        said = np.zeros(len(ads), "<f4")
-        if known.any():
-            scores = self.recommender.scores(context, user)[[row for row in rows if row is not None]]
-            said[known] = np.round(8 * np.clip(scores - scores.mean(), -MOST, MOST)) / 8
-        return said.tobytes()
+        known = [row for row in rows if row is not None]
+        odds = np.clip(self.recommender.start + self.recommender.scores(context, user)[known], -MOST, MOST)
+        if len(known) < len(rows):
+            mean = odds.mean() if known else self.recommender.start
+            said = np.full(len(rows), mean, "<f4")
+            said[[row is not None for row in rows]] = odds
+            odds = said
+        return odds.astype("<f4").tobytes()
 
     def in_rewards(self, promised: float | None) -> float | None:
         """What a policy sees within [0, 1], in the range of rewards."""

@@ -24,11 +24,13 @@ from zlib import crc32
 
 import msgspec
 
-from .events import Act, Chosen, Event, Features, Saved, Settled, UserActed, UserErased, UserPut  # noqa: F401
+from .events import Act, Chosen, Event, Features, Heard, Saved, UserActed, UserErased, UserPut  # noqa: F401
 
 KINDS = ("view", "search", "like", "cart", "purchase", "other")  # "other" is whatever is none of these
 BUCKETS = 16  # categories share so many counts
-SHOWN, CLICKED, TASTE = len(KINDS), len(KINDS) + 1, len(KINDS) + 2  # places of counts; kinds come first
+# Places of counts; kinds come first.
+SHOWN, CLICKED, CONVERTED, TASTE = len(KINDS), len(KINDS) + 1, len(KINDS) + 2, len(KINDS) + 3
+SIGNALS = {"": CLICKED, "click": CLICKED, "conversion": CONVERTED}  # a reward of no kind is a click
 ITEMS, CATEGORIES, ADS = 4, 3, 4  # the latest, which are remembered by name
 TASTES = 8  # the strongest buckets, which are features
 STEPS = (
@@ -54,7 +56,7 @@ class Profile(msgspec.Struct, array_like=True):
     kinds: list[tuple[int, int, int, int]] = []  # kind, latest, number, amount in thousandths; sorted
     items: list[tuple[int, str]] = []  # latest, name; the latest first
     categories: list[tuple[int, str]] = []
-    ads: list[tuple[int, str, int, int]] = []  # latest, id, times shown, times clicked; the latest first
+    ads: list[tuple[int, str, int, int, int]] = []  # latest, id, shown, clicked, converted; the latest first
     spare: bytes = b""  # so that packed profiles have few different lengths
 
 
@@ -72,6 +74,7 @@ class Exposure(msgspec.Struct, frozen=True):
 
     shown: int
     clicked: int
+    converted: int
     latest: int
 
 
@@ -85,6 +88,7 @@ class Known(msgspec.Struct, frozen=True):
     tastes: dict[str, float]  # bucket of categories -> decayed count
     shown: float  # decayed
     clicked: float
+    converted: float
     ads: dict[str, Exposure]
 
 
@@ -107,16 +111,16 @@ class Users:
         self._pack = msgspec.msgpack.Encoder().encode
         self._unpack = msgspec.msgpack.Decoder(Profile).decode
 
-    def apply(self, event: Event | Settled) -> None:
-        """Come to know what happened to a user, or what became of an ad that they were shown."""
+    def apply(self, event: Event | Heard) -> None:
+        """Come to know what happened to a user, or what they did with an ad that they were shown."""
         match event:
             case Chosen():
                 if event.user_id and (packed := self.profiles.get(event.user_id)):
-                    self._expose(packed, event, event.at, clicked=False)
-            case Settled(choice=choice):
-                clicked = choice.user_id and not event.silent and event.reward > 0
-                if clicked and (packed := self.profiles.get(choice.user_id)):
-                    self._expose(packed, choice, event.at, clicked=True)
+                    self._expose(event.user_id, packed, event.ad_id, event.at, SHOWN)
+            case Heard(user=user):
+                place = SIGNALS.get(event.kind) if event.kind or event.value > 0 else None
+                if place and (packed := self.profiles.get(user)):
+                    self._expose(user, packed, event.ad_id, event.at, place)
             case UserActed(user=user):
                 if packed := self.profiles.get(user):
                     self._act(packed, event)
@@ -165,20 +169,19 @@ class Users:
         profile.items, profile.categories = _latest(items, ITEMS), _latest(categories, CATEGORIES)
         self._keep(event.user, profile)
 
-    def _expose(self, packed: bytes, choice: Chosen, at: float, clicked: bool) -> None:
-        """An ad was shown to a user, or clicked."""
+    def _expose(self, user: str, packed: bytes, ad_id: str, at: float, place: int) -> None:
+        """An ad was shown to a user, clicked, or led to a conversion."""
         profile, at = self._unpack(packed), max(0.0, at)
         counts = _Counts(profile, self.half_life)
-        counts.add(CLICKED if clicked else SHOWN, at)
+        counts.add(place, at)
         profile.epoch, profile.counts = counts.epoch, counts.pack()
         ads = {each[1]: each for each in profile.ads}
-        latest, ad, shown, clicks = ads.get(choice.ad_id, (0, choice.ad_id, 0, 0))
-        if not clicked:
-            ads[ad] = (max(latest, int(at)), ad, min(shown + 1, MOST), clicks)
-        elif ad in ads:  # a click on what later ads have pushed out counts in total only
-            ads[ad] = (latest, ad, shown, min(clicks + 1, MOST))
+        if place == SHOWN or ad_id in ads:  # a click on what later ads have pushed out counts in total only
+            latest, _, *times = ads.get(ad_id, (0, ad_id, 0, 0, 0))
+            shown, clicked, converted = (min(n + (place == SHOWN + i), MOST) for i, n in enumerate(times))
+            ads[ad_id] = max(latest, int(at) * (place == SHOWN)), ad_id, shown, clicked, converted
         profile.ads = sorted(ads.values(), reverse=True)[:ADS]
-        self._keep(choice.user_id, profile)
+        self._keep(user, profile)
 
     def features(self, user: str, at: float) -> Features:
         """What is known of a user, as features of a decision at this time; nothing of who did not consent.
@@ -233,7 +236,11 @@ class Users:
             {str(place - TASTE): count for place, count in counts.items() if place >= TASTE},
             counts.get(SHOWN, 0.0),
             counts.get(CLICKED, 0.0),
-            {ad: Exposure(shown, clicked, latest) for latest, ad, shown, clicked in profile.ads},
+            counts.get(CONVERTED, 0.0),
+            {
+                ad: Exposure(shown, clicked, converted, latest)
+                for latest, ad, shown, clicked, converted in profile.ads
+            },
         )
 
     def _share(self, profile: Profile, at: float) -> float:
@@ -295,5 +302,8 @@ def _latest(times: dict[str, int], most: int) -> list[tuple[int, str]]:
 
 
 PLACES = {kind: place for place, kind in enumerate(KINDS)}
-NAMES = [f"user.{name}" for name in (*KINDS, "shown", "clicked", *(f"taste.{n}" for n in range(BUCKETS)))]
+NAMES = [
+    f"user.{name}"
+    for name in (*KINDS, "shown", "clicked", "converted", *(f"taste.{n}" for n in range(BUCKETS)))
+]
 RECENCIES = [f"user.{kind}.recency" for kind in KINDS]

@@ -7,7 +7,7 @@ nothing is kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import asinh
+from math import asinh, exp
 from random import Random
 from typing import Any
 
@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from banditads import features, policies
-from banditads.events import Ad
+from banditads.events import Ad, Advised, apart
 from banditads.features import clean, tokens
 from banditads.policies import vw
 
@@ -57,13 +57,26 @@ class Plain:
                 named.append((tokens({name: value})[0][0] + "=", scale.of(value)))
         return self.example("shared", "U", named)
 
-    def ad(self, ad: Ad, label: str = "") -> Any:
+    def ad(self, ad: Ad, said: float | None, label: str = "") -> Any:
         named = [(name, value if "=" in name else asinh(value)) for name, value in tokens(ad.features)]
-        return self.example(label, "A", [("=" + ad.id, 1.0), *named])
+        made = self.example(label, "A", [("=" + ad.id, 1.0), *named])
+        if said is None:
+            return made
+        self.vw.unsetup_example(made)
+        made.ensure_namespace_exists(ord("R"))
+        told = [("recommended", 1 / (1 + exp(-said)))]
+        made.push_feature_list(self.vw, ord("R"), self.vw.hash_space("R"), told)
+        self.vw.setup_example(made)
+        return made
+
+    def all(self, ads: Sequence[Ad], pick: int = -1, label: str = "") -> list[Any]:
+        plain, said = apart(ads)
+        every = zip(plain, said or [None] * len(plain), strict=True)
+        return [self.ad(*each, label if at == pick else "") for at, each in enumerate(every)]
 
     def pmf(self, context: features.Features, ads: Sequence[Ad]) -> np.ndarray:
         shared = self.shared(context)
-        self.vw.predict_multi([shared, *map(self.ad, ads)])
+        self.vw.predict_multi([shared, *self.all(ads)])
         scores = shared.get_action_scores()
         return np.array(scores) / sum(scores)
 
@@ -73,8 +86,7 @@ class Plain:
                 place = vw._place(name)
                 self.policy.scales[place] = self.policy.scales.get(place, vw.Scale()).after(value)
         label = f"0:{-reward!r}:{max(propensity, self.policy.least)!r}"
-        examples = [self.ad(ad, label if at == pick else "") for at, ad in enumerate(ads)]
-        self.vw.learn_multi([self.shared(context), *examples])
+        self.vw.learn_multi([self.shared(context), *self.all(ads, pick, label)])
         self.policy.learned += 1
 
 
@@ -88,6 +100,9 @@ def test_vw_with_kept_examples_gives_the_bits_of_vw_with_new_ones(options, data)
     slates = [tuple(catalog[:1]), tuple(catalog[:4]), tuple(catalog)]
     for _ in range(data.draw(st.integers(1, 12))):
         context, ads = clean(data.draw(NAMED)), data.draw(st.sampled_from(slates))
+        if data.draw(st.booleans()):  # a recommender has something to say
+            said = st.lists(st.floats(-10, 10, width=32), min_size=len(ads), max_size=len(ads))
+            ads = Advised(ads, data.draw(said))
         said = fast.pmf(context, ads)
         assert said.tobytes() == plain.pmf(context, ads).tobytes()
         pick = data.draw(st.integers(0, len(ads) - 1))

@@ -4,14 +4,17 @@ import math
 import struct
 
 import pytest
+from conftest import Clock, ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from banditads import events
 from banditads.choosing import Request
+from banditads.engine import Engine
 from banditads.errors import Conflict, Expired
 from banditads.events import Ad
 from banditads.joiner import MAX_SAID
+from banditads.journal import connect
 from banditads.replay import fold
 from banditads.state import State
 
@@ -189,3 +192,26 @@ def test_what_is_said_takes_room_like_the_choices_do(make_engine):
 
     assert engine.state.joiner.open_bytes > before + 100
     assert copy.joiner.open_bytes == engine.state.joiner.open_bytes == engine.state.joiner.open["e"].size
+
+
+@pytest.mark.parametrize("aggregation", ["earliest", "sum"])
+def test_a_profile_hears_of_every_signal_once_also_after_the_choice_has_settled(aggregation):
+    engine = Engine(State("uniform", aggregation=aggregation), connect("memory:"), ids=ids(), clock=Clock())
+    engine.put_ads([Ad("a")])
+    engine.put_users({"anna": {}})
+    event, _ = engine.choose(Request(user_id="anna"))
+    other, _ = engine.choose(Request(user_id="nobody"))
+    signals = [("click", ""), ("click", ""), ("conversion", "1"), ("conversion", "2"), ("dwell", "")]
+    for kind, order in signals:
+        for each in (event, other):
+            engine.reward(each.event_id, 0.1, kind, order, 0.1)
+    engine.clock.now += 1e6
+    with pytest.raises(Expired):  # too late to be learned from, but it happened
+        engine.reward(event.event_id, 0.1, "conversion", "3", 0.1)
+
+    exposure = engine.state.users.known("anna", engine.clock.now).ads["a"]
+    assert (exposure.shown, exposure.clicked, exposure.converted) == (1, 1, 3)
+    assert fold(engine.journal.read(0), State.of(engine.state.identity)).digest() == engine.state.digest()
+    written = [events.decode(record) for _, record in engine.journal.read(0)]
+    said = [each.user for each in written if isinstance(each, events.Rewarded)]
+    assert "nobody" not in said  # nothing is known of them, and nothing more is written down

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from banditads.api.metrics import _State
 from banditads.choosing import Request, choose
 from banditads.errors import Unavailable
-from banditads.events import Act, Ad, Chosen, Settled, UserActed, UserErased, UserPut
+from banditads.events import Act, Chosen, Heard, UserActed, UserErased, UserPut
 from banditads.guard import Door
 from banditads.replay import fold
 from banditads.state import State
@@ -120,7 +120,7 @@ def test_nothing_grows_with_the_length_of_the_history():
         room.apply(UserActed(at, "u", (act,)))
         choice = Chosen(at, "e", (f"ad-{number % 100:02}",), b"", 0, {}, user_id="u")
         room.apply(choice)
-        room.apply(Settled(choice, (Ad("a"),), 1.0, at))
+        room.apply(Heard("u", choice.ad_id, dice.choice(["click", "conversion"]), 1.0, at))
         sizes.append(len(room.profiles["u"]))
         features.append(len(room.features("u", at)))
 
@@ -148,7 +148,7 @@ def test_of_who_does_not_consent_nothing_is_kept():
     choice = Chosen(NOW, "e", ("a",), b"", 0, {}, user_id="u")
     for event in (
         UserActed(NOW, "u", (Act("view"),)), UserPut(NOW, "u", ABOUT, consent=False), choice,
-        Settled(choice, (Ad("a"),), 1.0, NOW),
+        Heard("u", "a", "click", 1.0, NOW),
     ):  # fmt: skip
         room.apply(event)
         assert (dict(room.profiles), room.features("u", NOW), room.known("u", NOW)) == ({}, {}, None)
@@ -183,10 +183,10 @@ def test_beyond_the_limit_the_user_who_was_idle_longest_is_forgotten():
 
 def test_what_was_shown_and_clicked_is_known_by_ad_and_in_total():
     room = known()
-    for ad, clicked in [("a", True), ("b", False), ("a", False)]:
-        choice = Chosen(NOW, "e", (ad,), b"", 0, {}, user_id="u")
-        room.apply(choice)
-        room.apply(Settled(choice, (Ad(ad),), float(clicked), NOW, silent=not clicked))
+    for ad, said in [("a", [("click", 0.0)]), ("b", [("", 0.0), ("dwell", 1.0)]), ("a", [])]:
+        room.apply(Chosen(NOW, "e", (ad,), b"", 0, {}, user_id="u"))
+        for kind, value in said:
+            room.apply(Heard("u", ad, kind, value, NOW))
     found = room.known("u", NOW)
 
     assert {ad: (each.shown, each.clicked) for ad, each in found.ads.items()} == {"a": (2, 1), "b": (1, 0)}

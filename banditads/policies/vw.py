@@ -12,8 +12,9 @@ Bietti, Agarwal, Langford 2018 (arXiv:1802.04064: epsilon-greedy with mtr, ips a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from math import asinh, copysign, isfinite, nan, sqrt
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import asinh, copysign, exp, isfinite, nan, sqrt
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ import pylibvw
 from vowpalwabbit import Workspace
 
 from ..errors import Misconfigured
-from ..events import Ad, Features, Saved
+from ..events import Ad, Features, Saved, apart
 from ..features import tokens
 from . import Floats, check_ranges
 
@@ -60,6 +61,7 @@ ALWAYS = "--cb_explore_adf --hash all --cb_min_cost -1 --cb_max_cost 0"
 EACH_TIME = "--quiet --preserve_performance_counters"  # not kept in a model file
 FAR = 5.0  # standard deviations: a number further off its mean counts as this far
 PLACES = 2**16  # scales that are kept; numbers whose names meet in one place share theirs
+ADVICE = ord("R")  # namespace of what a recommender says of an ad; crossed with nothing
 CB_LABEL = pylibvw.vw.lContextualBandit
 
 
@@ -179,8 +181,10 @@ class Policy:
 
     def pmf(self, context: Features, ads: Sequence[Ad]) -> Floats:
         """VW's distribution over the ads, shape (n_ads,)."""
-        shared, kept = self._shared(context), self._all_kept(ads)
-        self._vw.predict_multi([shared, *kept])
+        plain, said = apart(ads)
+        shared, kept = self._shared(context), self._all_kept(plain)
+        with self._told(kept, said):
+            self._vw.predict_multi([shared, *kept])
         scores = shared.get_action_scores()
         total = sum(scores)  # 1 in float32 only
         # An estimate that is not finite makes all of them so, by the constant they share, and VW explores on.
@@ -206,10 +210,13 @@ class Policy:
                 place = _place(name)
                 self.scales[place] = self.scales.get(place, Scale()).after(value)
         label = f"0:{-float(reward)!r}:{float(max(propensity, self.least))!r}"
-        others = self._blanks(len(ads)) if self.shown_only else self._all_kept(ads)
+        plain, said = apart(ads)
+        others = self._blanks(len(ads)) if self.shown_only else self._all_kept(plain)
         examples = [self._shared(context), *others]
-        examples[1 + pick] = self._ad(ads[pick], label)  # not the kept one: a label cannot be taken off again
-        self._vw.learn_multi(examples)
+        # Not the kept one: a label cannot be taken off again.
+        examples[1 + pick] = self._ad(plain[pick], label)
+        with self._told(examples[1:], said):
+            self._vw.learn_multi(examples)
         self.learned += 1
 
     def dump(self) -> Saved:
@@ -245,8 +252,10 @@ class Policy:
         self._slate: tuple[Sequence[Ad], list[Any]] = (), []  # the last long one, and its examples
         self._empty: list[Any] = []  # examples without a feature
         self._vw = workspace
-        self._hashes = {namespace: workspace.hash_space(namespace) for namespace in "UA"}
+        self._hashes = {namespace: workspace.hash_space(namespace) for namespace in "UAR"}
         self._visitor = self._example("shared", "U", [])
+        named = self._example("", "R", [("recommended", 1.0)])
+        self._advice = named.feature(ADVICE, 0)  # place of its weight
 
     def _shared(self, context: Features) -> Any:
         """The one example of the visitor, made anew: half the time of another one."""
@@ -281,6 +290,15 @@ class Policy:
             self._slate = ads, kept
         return kept
 
+    @contextmanager
+    def _told(self, examples: list[Any], said: Sequence[float]) -> Iterator[None]:
+        """Add what is said of each ad, and take it away again: .3 us an ad, a new example takes 25."""
+        for example, odds in zip(examples, said, strict=False):
+            example.push_hashed_feature(ADVICE, self._advice, 1 / (1 + exp(-odds)))
+        yield
+        for example, _ in zip(examples, said, strict=False):
+            example.pop_feature(ADVICE)
+
     def _blanks(self, n_ads: int) -> list[Any]:
         while len(self._empty) < n_ads:  # no example may stand twice in a list
             self._empty.append(self._example("", "A", []))
@@ -305,6 +323,8 @@ class Policy:
 
     def _filled(self, example: Any, namespace: str, features: list[tuple[str, float]]) -> Any:
         example.ensure_namespace_exists(ord(namespace))
+        if namespace == "A":
+            example.ensure_namespace_exists(ADVICE)
         example.push_feature_list(self._vw, ord(namespace), self._hashes[namespace], features)
         self._vw.setup_example(example)
         return example

@@ -38,7 +38,15 @@ class Recommender(Protocol):
 
     Ads are known by their row, which is the catalog's: a new ad takes the next row, and where one leaves, the
     last takes its row. A `user` is the pseudonym of somebody who consented, or empty.
+
+    Attributes
+    ----------
+    start
+        Log odds of a reward where the score is 0.
     """
+
+    @property
+    def start(self) -> float: ...  # noqa: D102
 
     def apply(self, event: AdsPut | AdRemoved, rows: Sequence[int]) -> None:
         """The ads of `event` now stand in `rows`, or the one that stood in `rows[0]` left the catalog.

@@ -61,6 +61,11 @@ class Recommender:
         self.weights = np.array([1 / len(PARTS)] * len(PARTS) + [log(prior / (1 - prior))])
         self.squares = np.ones(len(PARTS) + 1)  # sums of squared gradients, and 1
 
+    @property
+    def start(self) -> float:
+        """Log odds of a reward where the score is 0."""
+        return float(self.weights[-1])
+
     def apply(self, event: AdsPut | AdRemoved, rows: Sequence[int]) -> None:
         """Every part is told."""
         for part in self.parts.values():
