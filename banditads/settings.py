@@ -166,8 +166,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     advise: Annotated[
         bool,
         Meta(
-            description="Tell the policy what the recommender says of each ad: the log odds of a reward are the "
-            "feature `recommended`, journaled with the decision. The policy remains the one who decides."
+            description="Tell the policy what the recommender says of each ad: the log odds of a reward are "
+            "the feature `recommended`, journaled with the decision. The policy remains the one who decides."
         ),
     ] = False
     reward_wait: Annotated[

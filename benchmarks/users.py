@@ -13,7 +13,7 @@ import click
 import numpy as np
 from memory import resident
 
-from banditads.events import Act, Ad, Chosen, Settled, UserActed, UserPut
+from banditads.events import Act, Chosen, Heard, UserActed, UserPut
 from banditads.signing import Pseudonyms
 from banditads.users import DAY, Users
 
@@ -85,7 +85,7 @@ def main(*, n_users: int, acts: int, choices: int, seed: int) -> None:
                 _skewed(dice, n_users, count).tolist(), dice.integers(0, 1000, count).tolist(), strict=True
             )
         ]
-        clicked = [Settled(each, (Ad(each.ad_id),), 1.0, when) for each in chosen[::20]]
+        clicked = [Heard(each.user_id, each.ad_id, "click", 1.0, when) for each in chosen[::20]]
         spent, done = spent + _timed(room, [*chosen, *clicked]), done + count
         since += len(chosen) + len(clicked)
         del chosen, clicked
@@ -101,7 +101,7 @@ def main(*, n_users: int, acts: int, choices: int, seed: int) -> None:
     )
 
 
-def _timed(room: Users, events: list[UserPut] | list[UserActed] | list[Chosen | Settled]) -> float:
+def _timed(room: Users, events: list[UserPut] | list[UserActed] | list[Chosen | Heard]) -> float:
     """CPU seconds to apply them."""
     before = time.process_time()
     for event in events:
