@@ -6,6 +6,7 @@ Eligible ads -> the policy's distribution -> the floor under it -> one draw from
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from math import inf
 
 import msgspec
@@ -41,7 +42,7 @@ class Slate(msgspec.Struct, frozen=True):
     context: Features  # what the policy was told
     filtered: dict[str, str]  # ad id -> why it is not a candidate
     advice: bytes = b""  # see `Chosen`
-    told: tuple[Ad, ...] = ()  # `ads` as the policy saw them
+    told: Sequence[Ad] = ()  # `ads` as the policy saw them
 
 
 def spread(

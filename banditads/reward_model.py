@@ -11,6 +11,7 @@ The same rounds give the same numbers, to the last bit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate, chain
 from math import asinh, log
@@ -41,11 +42,11 @@ class RewardModel:
     def __init__(self) -> None:
         self.weights, self.squares = np.zeros(2**BITS), np.zeros(2**BITS)
         self.count, self.sum = 1.0, 0.5
-        self._ads: tuple[Ad, ...] | None = None
+        self._ads: Sequence[Ad] | None = None
         self._side: tuple[NDArray[np.uint64], NDArray[np.float64], list[int]]
 
     def asked_and_told(
-        self, context: Features, ads: tuple[Ad, ...], pick: int, reward: float
+        self, context: Features, ads: Sequence[Ad], pick: int, reward: float
     ) -> NDArray[np.float64]:
         """What showing each of the ads would earn, shape (n_ads,), as far as was known before this round.
 
@@ -63,7 +64,7 @@ class RewardModel:
         return expected
 
     def _crosses(
-        self, context: Features, ads: tuple[Ad, ...]
+        self, context: Features, ads: Sequence[Ad]
     ) -> tuple[NDArray[np.uint64], NDArray[np.float64], list[int]]:
         """Places and values of every product of a feature, or 1, of the visitor and one of an ad; and where
         each ad's begin and the last ends. Shapes (n,), (n,), (n_ads + 1,).

@@ -13,7 +13,7 @@ throws no dice, does no I/O and never refuses: events were checked before they w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -211,7 +211,7 @@ class State:
             except Exception as error:
                 raise Spoilt(choice.event_id, repr(error)) from error
 
-    def _teach(self, choice: Chosen, as_chosen: tuple[Ad, ...], earned: float) -> None:
+    def _teach(self, choice: Chosen, as_chosen: Sequence[Ad], earned: float) -> None:
         """A step of the policy, and a look at what came of it."""
         if choice.event_id in self.skip:
             return
