@@ -118,7 +118,6 @@ class Scrubber:
 
     def _scrub(self) -> int:
         engine, journal, self._rest = self.engine, self.engine.journal, REST
-        journal.flush()  # so that sealing takes no longer than it must
         with engine.lock:
             newest, sealed = engine.state.joiner.erased, journal.seal()
         users, whole = self._users(newest), journal.start == 0

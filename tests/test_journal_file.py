@@ -989,3 +989,84 @@ def test_one_record_is_read_from_the_nearest_remembered_place(tmp_path, monkeypa
     for start in range(journal.start, 300):
         assert list(journal.read(start)) == known(records)[start:]
     journal.close()
+
+
+def sealed(folder, monkeypatch):
+    """A journal of five records, of which the last two stand in a segment that was begun early."""
+    folder.mkdir()
+    journal = Journal(str(folder))
+    for record in (b"a", b"b", b"c"):
+        journal.append(record)
+
+    def waits(number):
+        raise AssertionError("waits for the disk")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", waits)
+        patched.setattr(os, "fdatasync", waits)
+        assert journal.seal() == 3
+    for record in (b"d", b"e"):
+        journal.append(record)
+    return journal
+
+
+def test_sealing_waits_for_no_disk_and_whoever_syncs_next_does_it_in_order(tmp_path, monkeypatch):
+    journal = sealed(tmp_path / "journal", monkeypatch)
+    expected = known([b"a", b"b", b"c", b"d", b"e"])
+    assert list(journal.read(0)) == expected
+    calls = Calls(monkeypatch, journal.folder)
+    journal.sync(0)
+
+    first, second = (f"{number:020d}.journal" for number in (0, 3))
+    assert [call for call, _ in calls.made] == ["fdatasync", "fsync", "fsync", "fdatasync"]
+    assert calls.made[0] == ("fdatasync", first)
+    assert calls.made[2] == ("fsync", "")  # the name of the second, once both were durable
+    assert sorted(path.name for path in journal.folder.iterdir()) == [first, second]
+    assert journal.rewrite(lambda offset, record: record.upper(), 0, 3) == 3
+    assert list(journal.read(0)) == known([b"A", b"B", b"C", b"d", b"e"])
+    journal.close()
+
+
+def test_what_a_killed_process_wrote_into_an_early_segment_is_there(tmp_path, monkeypatch):
+    journal = sealed(tmp_path / "journal", monkeypatch)
+    shutil.copytree(journal.folder, tmp_path / "killed")
+    journal.close()
+
+    assert read(tmp_path / "killed") == known([b"a", b"b", b"c", b"d", b"e"])
+    assert read(tmp_path / "killed") == known([b"a", b"b", b"c", b"d", b"e"])
+
+
+@pytest.mark.parametrize("lost", ["the end of the old one", "the header", "all of it"])
+def test_after_a_power_cut_an_early_segment_counts_only_if_nothing_before_it_is_missing(
+    tmp_path, monkeypatch, lost
+):
+    journal = sealed(tmp_path / "journal", monkeypatch)
+    folder = tmp_path / "cut"
+    shutil.copytree(journal.folder, folder)
+    journal.close()
+    old, early = sorted(folder.iterdir())
+    if lost == "the end of the old one":
+        os.truncate(old, old.stat().st_size - 3)
+    elif lost == "the header":
+        early.write_bytes(bytes(early.stat().st_size))
+    else:
+        os.truncate(early, 0)
+    left = [b"a", b"b"] if lost == "the end of the old one" else [b"a", b"b", b"c"]
+
+    assert read(folder) == known(left)
+    assert [path.name for path in folder.iterdir()] == [old.name]
+    write(folder, [b"x"] * 5)  # and nothing comes back where it would fit
+    assert read(folder) == known([*left, *[b"x"] * 5])
+
+
+def test_an_early_segment_without_a_record_gets_its_name_too(tmp_path):
+    journal = Journal(str(tmp_path))
+    journal.append(b"a")
+    journal.sync(0)
+    journal.seal()
+    journal.flush()
+
+    assert len(list(tmp_path.glob("*.journal"))) == 2
+    journal.append(b"b")
+    assert list(scan(tmp_path)) == known([b"a", b"b"])  # as another process sees it
+    journal.close()

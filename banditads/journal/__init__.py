@@ -51,7 +51,7 @@ class Journal(Protocol):
     def seal(self) -> int:
         """Let every record there is be rewritten from now on; the offset where they end.
 
-        One thread at a time, and none that appends meanwhile. Raises like `append`.
+        One thread at a time, and none that appends meanwhile; it waits for no disk. Raises like `append`.
         """
 
     def rewrite(

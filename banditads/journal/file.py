@@ -31,6 +31,7 @@ import time
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from struct import Struct
@@ -64,6 +65,14 @@ class Segment(NamedTuple):
 
     first: int  # offset of its first record
     path: Path
+
+
+class Early(NamedTuple):
+    """A segment that is written to, but has no name: what stands before it may not be on the disk yet."""
+
+    old: int  # the file before it
+    new: int
+    path: Path  # what it will be called
 
 
 class Journal:
@@ -106,15 +115,17 @@ class Journal:
         self._marks: Marks = {}
         self._files = threading.Lock()  # held while a segment that is not written to is deleted or replaced
         self._durable = 0  # every record below this is on the disk
+        self._early: Early | None = None
         self._leading = False  # somebody is syncing, or changing which file is written
         self._waiting: list[tuple[int, threading.Lock]] = []  # (offset, what its thread waits for)
-        self._guard = threading.Lock()  # of the three above
+        self._guard = threading.Lock()  # of the four above
         try:
             self._segments = _segments(self.folder)
             if self._segments:
                 self._open_last()
             else:
                 self._begin_segment()
+            self._adopt()
         except OSError as error:
             raise DiskFailure(f"the journal in {self.folder} cannot be opened: {error.strerror}") from error
         self._durable = self.end
@@ -160,7 +171,7 @@ class Journal:
 
     def flush(self) -> None:
         """Return once every record is on the disk, whatever `fsync` promises to `sync`."""
-        self._sync(self.end - 1)
+        self._sync(self.end if self._early else self.end - 1)  # it needs its name, though it may be empty
 
     def read(self, start: int) -> Iterator[tuple[int, bytes]]:
         """(offset, payload) from `start` on, to the end as it is now."""
@@ -190,10 +201,15 @@ class Journal:
         self._marks = {at: place for at, place in list(self._marks.items()) if at >= self.start}
 
     def seal(self) -> int:
-        """Begin a segment, so that all that is written stands in one that is not written to any more."""
+        """Begin a segment, so that all that is written stands in one that is not written to any more.
+
+        Waits for no disk: whoever syncs next makes the old one durable, and gives the new one its name.
+        """
         self._check()
         if self._size > HEADER.size:
-            self._rotate()
+            if self._early:
+                self.flush()
+            self._begin_early()
         return self._segments[-1].first
 
     def rewrite(
@@ -204,6 +220,8 @@ class Journal:
         pause: Callable[[], object] = lambda: None,
     ) -> int:
         """Put other payloads in place of sealed records. A segment in which none changes is left alone."""
+        if self._early:
+            self.flush()
         count = 0
         for segment, after in pairwise(list(self._segments)):
             if segment.first >= stop or after.first <= start:
@@ -264,7 +282,7 @@ class Journal:
             self._ticker.join()
         try:
             if not self.poisoned:
-                self._sync(self.end - 1)
+                self.flush()
         finally:
             file, self._file = self._file, -1  # nobody must write to whatever gets this number next
             os.close(file)
@@ -276,10 +294,16 @@ class Journal:
         durable = 0
         try:
             reached = self.end
-            os.fdatasync(self._file)
+            with self._guard:
+                early, file = self._early, self._file
+            if early:
+                self._give_name(early)
+            os.fdatasync(file)
             durable = reached
         except OSError as error:
             raise self._poison(f"fdatasync failed: {error.strerror}") from error
+        except DiskFailure as error:
+            raise self._poison(str(error)) from error
         finally:
             self._hand_over(durable)
 
@@ -344,7 +368,7 @@ class Journal:
 
     def _rotate(self) -> None:
         """A new segment, once all of this one is on the disk: what is durable is always a prefix."""
-        self._sync(self.end - 1)
+        self.flush()
         try:
             self._begin_segment()
         except OSError as error:  # nothing has changed
@@ -359,6 +383,53 @@ class Journal:
         write_durably(path, _head(self.end, before, salt))
         self._use(path, salt, HEADER.size)
         self._segments.append(Segment(self.end, path))
+
+    def _begin_early(self) -> None:
+        """As `_begin_segment`; after a power cut it counts only if nothing before it is missing."""
+        salt, path = secrets.token_bytes(16), _path(self.folder, self.end)
+        try:
+            file = os.open(_early(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o666)
+            try:
+                _write_all(file, _head(self.end, self._segments[-1].first, salt))
+            except BaseException:
+                os.close(file)
+                raise
+        except OSError as error:  # nothing has changed
+            raise Unavailable(f"the journal cannot begin a segment: {error.strerror}") from error
+        with self._guard:
+            self._early, self._file = Early(self._file, file, path), file
+        self._size, self._salt_crc, self._begun = HEADER.size, zlib.crc32(salt), time.monotonic()
+        self._segments.append(Segment(self.end, path))
+
+    def _give_name(self, early: Early) -> None:
+        """What is durable is always a prefix: first the old segment, then the new one, then its name."""
+        os.fdatasync(early.old)
+        os.fsync(early.new)
+        _early(early.path).rename(early.path)
+        fsync_folder(self.folder)
+        with self._guard:
+            self._early = None
+        os.close(early.old)
+
+    def _adopt(self) -> None:
+        """A process before us may have ended before a segment had its name.
+
+        If that goes on where the last one ends, only the process was killed, and nothing is missing. Else
+        nothing in it was ever acknowledged as durable.
+        """
+        for early in [*self.folder.glob("*.journal.early")]:
+            path = early.with_suffix("")
+            try:
+                with early.open("rb") as file:
+                    _header(file, Segment(self.end, path))
+            except Damaged:  # it begins elsewhere, or its header was never written
+                log.warning("%s is left out: a power cut took what stood before it", early)
+                early.unlink()
+                fsync_folder(self.folder)  # or another power cut might bring it back, where it would fit
+            else:
+                early.rename(path)
+                self._segments.append(Segment(self.end, path))
+                self._open_last()
 
     def _use(self, path: Path, salt: bytes, size: int) -> None:
         """Append to this segment from now on."""
@@ -433,6 +504,19 @@ def first_offset(folder: Path) -> int:
     """The offset of the oldest record in a folder; 0 if there is none."""
     segments = _segments(folder)
     return segments[0].first if segments else 0
+
+
+def _early(path: Path) -> Path:
+    """What a segment is called before it has its name."""
+    return path.with_name(f"{path.name}.early")
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A segment, by its name or the one before."""
+    for each in (path, _early(path)):
+        with suppress(FileNotFoundError):
+            return each.open("rb", BUFFER)
+    return path.open("rb", BUFFER)  # if it is there, it got its name just now
 
 
 def _path(folder: Path, first: int) -> Path:
@@ -515,7 +599,7 @@ def _records(segment: Segment, marks: Marks, start: int, *, last: bool) -> Itera
     Stops at a torn tail, if this is the last segment. `marks` are added to.
     """
     marked = range(start - start % MARK_EVERY, segment.first - 1, -MARK_EVERY) if marks else ()
-    with segment.path.open("rb", BUFFER) as file:
+    with _opened(segment.path) as file:
         salt_crc = zlib.crc32(_header(file, segment)[1])
         expected, place = segment.first, HEADER.size
         for offset in marked:
