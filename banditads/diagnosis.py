@@ -14,7 +14,7 @@ from typing import NamedTuple
 from .state import State
 from .stats import Counts
 
-CODES = ("set_aside", "collapsed", "clock")  # of all alarms there are, whoever raises them
+CODES = ("set_aside", "collapsed", "clock", "challenger")  # of all alarms there are, whoever raises them
 SET_ASIDE_SECONDS = 86_400.0  # for so long an alarm is raised after a decision was set aside
 COLLAPSED = 0.02  # probability that is left to all others: no more than the default floor, and a bit
 DEAD = 0.001  # when it leaves less than this, nobody would notice that another one has become better
@@ -32,6 +32,18 @@ class Alarm(NamedTuple):
 def alarms(state: State) -> list[Alarm]:
     """All there is to say of this state."""
     return [*_set_aside(state), *_collapsed(state)]
+
+
+def challenged(better: list[str]) -> list[Alarm]:
+    """What to say while a challenger is better and nobody has promoted it."""
+    return [
+        Alarm(
+            "challenger",
+            f"the challenger {name!r} earns more than the policy that decides",
+            "look at GET /policies, and promote it with POST /policies/{name}/promote",
+        )
+        for name in better[:1]
+    ]
 
 
 def leap(ahead: float) -> list[Alarm]:

@@ -91,6 +91,9 @@ class Engine:
         Where to keep them; None keeps none.
     keep_journal
         Never drop records that the older snapshot covers.
+    promote, promote_after
+        `auto`: a challenger that certainly earns more, after so many decisions, is promoted. `ask`: an alarm
+        says so. `never`: only the figures do.
     watch
         Alarms of what the state does not know of.
     """
@@ -108,11 +111,14 @@ class Engine:
         proposals: int = 256,
         snapshots: Snapshots | None = None,
         keep_journal: bool = True,
+        promote: str = "ask",
+        promote_after: int = 1000,
         watch: Callable[[], Sequence[Alarm]] = tuple,
     ) -> None:
         self.state, self.journal, self.ids, self.clock = state, journal, ids, clock
         self.floor, self.salt, self.snapshots, self.keep_journal = floor, salt, snapshots, keep_journal
         self.max_scored, self.proposals = max_scored, proposals
+        self.promotes, self.promote_after = promote, promote_after
         self.watch = watch
         self.lock = threading.Lock()
         self.put_lock = threading.Lock()  # taken before `lock`: one import after the other
@@ -435,6 +441,9 @@ class Engine:
         with self.lock:
             at, oldest = self.clock(), self.state.joiner.oldest()
             self._set_aside()
+            if self.promotes == "auto" and (better := self.better()):
+                with suppress(Unavailable, DiskFailure):  # it will be better at the next tick too
+                    self._promote(better[0], "rule")
             if not self.refusal and (oldest is None or at < oldest.deadline):
                 return False
             self._record(events.Ticked(at))
@@ -469,7 +478,37 @@ class Engine:
 
     def alarms(self) -> list[Alarm]:
         """What somebody should look at, while the server goes on."""
-        return [*diagnosis.alarms(self.state), *self.watch()]
+        with self.lock:
+            asked = self.better() if self.promotes == "ask" else []
+        return [*diagnosis.alarms(self.state), *diagnosis.challenged(asked), *self.watch()]
+
+    def better(self) -> list[str]:
+        """Challengers that certainly earn more than who decides, the surest first; for who holds the lock."""
+        challengers = self.state.challengers
+        return challengers.better(self.promote_after) if challengers.policies else []
+
+    def promote(self, name: str) -> int:
+        """Let a challenger decide from now on, whatever its figures. Returns when that is durable."""
+        with self.lock:
+            challengers = self.state.challengers
+            if name == challengers.champion:
+                raise Conflict(f"{name!r} decides already", "id")
+            if name not in challengers.policies:
+                raise Unknown(f"there is no policy {name!r} here", "id")
+            if why := challengers.failed.get(name):
+                raise Conflict(f"{name!r} cannot be used: {why}", "id")
+            offset = self._promote(name, "request")
+        self.journal.sync(offset)
+        return offset
+
+    def _promote(self, name: str, by: str) -> int:
+        challengers, span = self.state.challengers, self.state.reward_max - self.state.reward_min
+        gain, low = challengers.gain(name)  # of rewards within [0, 1]
+        counted, champion = challengers.own.earned.count, challengers.champion
+        gain, low = gain * span, max(low, -1.0) * span  # no policy can earn less
+        offset = self._record(events.Promoted(self.clock(), name, champion, by, counted, gain, low))
+        log.warning("%s decides instead of %s, by %s: at least %.3g more a decision", name, champion, by, low)
+        return offset
 
     def decision(self, event_id: str) -> Decision:
         """What was decided under this id, and what became of it."""

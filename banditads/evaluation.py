@@ -23,17 +23,16 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from . import ope, policies
-from .errors import Invalid, Misconfigured
+from . import ope
+from .errors import Invalid
 from .events import Settled
 from .ope import Estimate, Rounds
-from .policies import Floats, Policy
+from .policies import Floats, Policy, from_spec
 from .reward_model import RewardModel
 from .sampling import pick, uniform
 from .selecting import AD, Labels, Selection, groups
@@ -110,28 +109,6 @@ class Report(msgspec.Struct, frozen=True):
             yield Report(name, self.seed, found)
 
 
-def parse(spec: str) -> tuple[str, dict[str, Any]]:
-    """A policy's name and options.
-
-    >>> parse("vw:epsilon=0.05,exploration=squarecb,interactions=false")
-    ('vw', {'epsilon': 0.05, 'exploration': 'squarecb', 'interactions': False})
-    """
-    name, _, rest = spec.partition(":")
-    options: dict[str, Any] = {}
-    for item in rest.split(",") if rest else ():
-        option, equals, value = (part.strip() for part in item.partition("="))
-        if not option or not equals or option in options:
-            raise Misconfigured(f"policy {spec!r}: wanted name:option=value,option=value, not {item!r}")
-        options[option] = _value(value)
-    return name.strip(), options
-
-
-def make(spec: str) -> Policy:
-    """A new policy from its spec; unknown names and options are refused by `policies.make`."""
-    name, options = parse(spec)
-    return policies.make(name, **options)
-
-
 class Track(msgspec.Struct, frozen=True):
     """What one policy did along the n judged rounds of a log."""
 
@@ -158,7 +135,7 @@ def evaluate(
     reward_min: float = 0.0,
     reward_max: float = 1.0,
     progress: Callable[[int], object] | None = None,
-    make: Callable[[str], Policy] = make,
+    make: Callable[[str], Policy] = from_spec,
 ) -> list[Result]:
     """One result for the logged policy, then one for each spec, in order. See `follow`."""
     return results(
@@ -183,7 +160,7 @@ def follow(
     reward_min: float = 0.0,
     reward_max: float = 1.0,
     progress: Callable[[int], object] | None = None,
-    make: Callable[[str], Policy] = make,
+    make: Callable[[str], Policy] = from_spec,
 ) -> Followed:
     """Go through a log once, with all policies.
 
@@ -374,14 +351,3 @@ def _result(label: str, rounds: Rounds, smallest: float, low: float, high: float
         replay_curve=tuple(Point(end, ope.estimate("replay", rounds.first(end))) for end in ends),
         snips_curve=tuple(Point(end, ope.estimate("snips", rounds.first(end))) for end in ends),
     )
-
-
-def _value(text: str) -> bool | int | float | str:
-    if text in ("true", "false"):
-        return text == "true"
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text

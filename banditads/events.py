@@ -146,6 +146,18 @@ class SetAside(msgspec.Struct, frozen=True, array_like=True, tag="set_aside"):
     event_id: str
 
 
+class Promoted(msgspec.Struct, frozen=True, array_like=True, tag="promoted"):
+    """A challenger became the champion, and the champion a challenger."""
+
+    at: float
+    policy: str  # who decides from now on, by its specification
+    replaced: str = ""  # who did until now
+    by: str = ""  # "rule", or "request"
+    decisions: int = 0  # that were counted in the reign that ends here
+    gain: float = 0.0  # what the challenger was estimated to earn more, in rewards a decision
+    gain_low: float = 0.0  # the lower bound of that
+
+
 class Act(msgspec.Struct, frozen=True, array_like=True):
     """Something that a user did."""
 
@@ -216,6 +228,7 @@ Event: TypeAlias = (
     | Impressed
     | Ticked
     | SetAside
+    | Promoted
     | UserPut
     | UserActed
     | UserErased

@@ -26,7 +26,7 @@ import msgspec
 from . import policies
 from .directory import fsync_folder, make_folder, write_durably
 from .errors import DiskFailure, Invalid, Misconfigured, TooMany, Unavailable, Unknown
-from .evaluation import EVERYTHING, parse
+from .evaluation import EVERYTHING
 from .forking import others
 from .selecting import Selection
 
@@ -267,7 +267,7 @@ def check(question: Question) -> Question:
         if len(spec) > MAX_SPEC or not spec.isprintable():
             raise Invalid(f"may have at most {MAX_SPEC} printable characters", field)
         try:
-            name, options = parse(spec)
+            name, options = policies.parse(spec)
         except Misconfigured as error:
             raise Invalid(str(error), field) from None
         if name not in policies.names():

@@ -22,7 +22,7 @@ from rich.table import Table
 from . import policies
 from .cluster import Unit, follow_log, spread
 from .errors import Misconfigured
-from .evaluation import EVERYTHING, LOGGED, Point, Report, Result, joined, make, results, segments
+from .evaluation import EVERYTHING, LOGGED, Point, Report, Result, joined, results, segments
 from .ope import Estimate
 from .selecting import Selection
 
@@ -50,7 +50,7 @@ def run(
     """
     specs = list(specs) or policies.names()
     for spec in specs:
-        make(spec)  # what is no policy is refused before anything takes long
+        policies.from_spec(spec)  # what is no policy is refused before anything takes long
     whole = [
         Unit(source, specs, selection, seed, limit, reward_min, reward_max)
         for source in sources

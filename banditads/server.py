@@ -85,6 +85,9 @@ class _OneProcess(MTServer):
 
 def new_state(settings: Settings) -> State:
     """A state that knows nothing yet."""
+    joining: dict[str, Any] = {}
+    if settings.reward_aggregation != "earliest":  # the default is not part of older directories' identity
+        joining["aggregation"] = settings.reward_aggregation
     return State(
         settings.policy,
         settings.policy_options,
@@ -102,8 +105,9 @@ def new_state(settings: Settings) -> State:
         max_done=settings.max_settled,
         advise=settings.advise,
         silence=settings.silence,
-        # The default is not part of the identity, for directories that are older than the setting.
-        **{"aggregation": settings.reward_aggregation} if settings.reward_aggregation != "earliest" else {},
+        challengers=settings.challengers.split(),
+        floor=settings.floor,
+        **joining,
     )
 
 
@@ -147,6 +151,8 @@ def opened(settings: Settings, state: State | None = None) -> Iterator[Engine]:
                 proposals=settings.proposals,
                 snapshots=snapshots,
                 keep_journal=settings.keep_journal,
+                promote=settings.promote,
+                promote_after=settings.promote_after,
                 watch=lambda: diagnosis.leap(clock.ahead),
             )
             if ads and not state.catalog.ads:
@@ -359,7 +365,8 @@ def _announce(
             time.sleep(0.02)
     ads = list(engine.state.catalog.ads.values())
     said = [
-        f"banditads answers at {url} (policy {settings.policy}, {len(ads)} ads, data in {settings.data_dir})"
+        f"banditads answers at {url} (policy {engine.state.policy_name}, {len(ads)} ads, "
+        f"data in {settings.data_dir})"
     ]
     event_id = f"try-{secrets.token_hex(4)}"
     placements = min((ad.placements for ad in ads), key=len, default=())

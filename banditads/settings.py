@@ -117,6 +117,30 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         dict[str, bool | int | float | str | list[str]],
         Meta(description="Options of the policy, as `name=value`; a table in TOML."),
     ] = {}
+    challengers: Annotated[
+        str,
+        Meta(
+            description="Policies that learn from the same traffic without being shown, separated by spaces, "
+            "each as `name` or `name:option=value,option=value`; at most 8. Each takes as much time as "
+            "if it decided."
+        ),
+    ] = ""
+    promote: Annotated[
+        Literal["never", "ask", "auto"],
+        Meta(
+            description="What happens when a challenger certainly earns more: nothing; `/readyz` says so, "
+            "and somebody may promote it; or it decides from then on."
+        ),
+    ] = "ask"
+    promote_after: Annotated[
+        int,
+        Meta(
+            description="Decisions that must be counted before a challenger can be said to earn more.",
+            ge=1,
+            le=10**9,
+            extra={"unit": "decisions"},
+        ),
+    ] = 1000
     floor: Annotated[
         float,
         Meta(

@@ -22,6 +22,7 @@ import numpy as np
 from . import policies, recommenders
 from .calibration import Calibration
 from .catalog import Catalog
+from .challengers import Challengers, spec
 from .columns import Columns
 from .events import (
     Ad,
@@ -30,6 +31,7 @@ from .events import (
     Chosen,
     Event,
     Features,
+    Promoted,
     Rewarded,
     SetAside,
     Settled,
@@ -79,6 +81,8 @@ class State:
     silence
         When the policy learns that nobody rewarded a choice: "wait", when its time is over; "immediate", as
         soon as it is made, and what it earns besides, should a reward come.
+    challengers, floor
+        See `Challengers`.
     max_users, half_life
         Options of `Users`.
     joining
@@ -98,10 +102,11 @@ class State:
         "joiner",
         "users",
         "stats",
-        "policy",
         "recommender",
         "columns",
         "calibration",
+        "challengers",
+        "policy",  # after who it is
     )
 
     def __init__(
@@ -118,6 +123,8 @@ class State:
         silence: str = "wait",
         max_users: int = 10**6,
         half_life: float = 30 * DAY,
+        challengers: Sequence[str] = (),
+        floor: float = 0.0,
         **joining: Any,
     ) -> None:
         self.catalog = Catalog()
@@ -126,8 +133,8 @@ class State:
         self.stats = Stats()
         self.columns = Columns()
         self.calibration = Calibration()
-        self.policy_name = policy
-        self.policy = policies.make(policy, **(options or {}))
+        self.policy_name, self.policy = policy, policies.make(policy, **(options or {}))
+        self.challengers = Challengers(challengers, spec(policy, options or {}), floor)
         self.recommender_name = recommender
         self.recommender_options = dict(recommender_options or {})
         self.recommender = recommenders.make(recommender, **self.recommender_options)
@@ -136,7 +143,11 @@ class State:
         self.applied = 0  # offset of the next event we want
         self.skip: set[str] = set()
         self.identity = {
-            "libraries": policies.libraries(policy),
+            "libraries": {
+                library: version
+                for each in (policy, *challengers)
+                for library, version in policies.libraries(policies.parse(each)[0]).items()
+            },
             "policy": policy,
             "options": dict(options or {}),
             "reward_min": reward_min,
@@ -154,6 +165,8 @@ class State:
             self.identity["advise"] = advise
         if silence != "wait":
             self.identity["silence"] = silence
+        if challengers:
+            self.identity |= {"challengers": list(challengers), "floor": floor}
 
     @classmethod
     def of(cls, identity: Mapping[str, Any]) -> State:
@@ -171,6 +184,8 @@ class State:
             raise Gap(f"wanted event {self.applied}, got {offset}")
         self.applied = offset + 1
         ads = self.catalog.resolve(event) if isinstance(event, Chosen) else ()
+        if self.challengers.policies:
+            self._challenge(event, ads)
         late = isinstance(event, Rewarded) and not self.joiner.in_time(event.event_id, event.at)
         if isinstance(event, Rewarded) and self.users.profiles and (heard := self.joiner.hear(event)):
             self.users.apply(heard)
@@ -178,6 +193,8 @@ class State:
             self._learn(settled)
             self.stats.apply(settled)
             self.columns.apply(settled)
+        if self.challengers.policies:
+            self._contest(event)
         if isinstance(event, SetAside):
             if event.event_id not in self.skip and self.joiner.knows(event.event_id):
                 raise Spoilt(event.event_id, "the journal says that it was set aside")
@@ -203,6 +220,8 @@ class State:
         self.calibration.apply(settled, self._scaled(settled.reward))
         if self.silence == "wait" or settled.reward != self.joiner.default:
             self._teach(choice, settled.ads, settled.reward)
+        if self.challengers.policies:
+            self.challengers.hear(choice.event_id, self._scaled(settled.reward))
         if len(self.catalog.ads) >= self.recommend_from:
             user = choice.user_id if choice.user_id in self.users.profiles else ""
             reward = self._scaled(settled.reward)
@@ -228,6 +247,24 @@ class State:
             raise Spoilt(choice.event_id, repr(error)) from error
         if not abs(pmf.sum() - 1) < 1e-6:  # NaN too
             raise Spoilt(choice.event_id, f"probabilities are {pmf.tolist()}")
+        if self.challengers.policies:
+            self.challengers.learn(choice, ads, reward)
+
+    def _challenge(self, event: Event, ads: tuple[Ad, ...]) -> None:
+        """Let challengers see a choice before anything is learned: they know what the champion knew."""
+        if isinstance(event, Chosen) and not self.joiner.knows(event.event_id):
+            self.challengers.see(event, advised(event.advice, ads))
+
+    def _contest(self, event: Event) -> None:
+        """Count what challengers would have earned; exchange the champion, if the new one is here."""
+        self.challengers.count(self.joiner.open)
+        if isinstance(event, Promoted) and self.challengers.can_decide(event.policy):
+            self._crown(event.policy, event.at)
+
+    def _crown(self, name: str, at: float) -> None:
+        """Let a challenger decide."""
+        self.policy = self.challengers.crown(name, self.policy, at)
+        self.policy_name = name.partition(":")[0]
 
     def _scaled(self, reward: float) -> float:
         """As policies see it."""
@@ -274,6 +311,8 @@ class State:
                 self.recommender = recommenders.make(self.recommender_name, **self.recommender_options)
                 if ads := self.catalog.in_rows():
                     self.recommender.apply(AdsPut(0.0, ads), range(len(ads)))
+            if part == "challengers" and data[0][0] != self.challengers.champion:
+                self._crown(data[0][0], 0.0)
             getattr(self, part).load(data)
 
     def digest(self) -> str:

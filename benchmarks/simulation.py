@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from banditads import evaluation, policies
+from banditads import policies
 from banditads.logs import open_bandit
 from banditads.sampling import pick, uniform
 from banditads.simulation import World, visits
@@ -21,7 +21,7 @@ from banditads.simulation import World, visits
 def run(spec: str, seed: int, n: int) -> tuple[float, float]:
     """(clicks / random, clicks / best) of one policy in one world; it learns from each visit at once."""
     ads = tuple(sorted(open_bandit.items("all"), key=lambda ad: ad.id))
-    world, policy, open_choices = World(ads, seed), evaluation.make(spec), {}
+    world, policy, open_choices = World(ads, seed), policies.from_spec(spec), {}
 
     def choose(event_id, user_id, context):
         pmf = policy.pmf(context, ads).tolist()

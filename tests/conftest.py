@@ -65,9 +65,13 @@ def make_engine(clock):
                 "recommender",
                 "recommend_from",
                 "advise",
+                "challengers",
+                "silence",
             )
             if name in given
         }
+        if "challengers" in joining:
+            joining["floor"] = given.get("floor", 0.0)
         state = State(policy, options, **joining)
         engine = Engine(state, journal or connect("memory:"), ids=ids(), clock=clock, **given)
         if ads and not engine.state.catalog.ads:

@@ -264,7 +264,7 @@ def test_every_event_that_names_a_user_or_a_decision_is_found():
     named = {"user", "user_id", "event_id"}
     about = {kind.__name__ for kind in get_args(events.Event) if named & set(kind.__struct_fields__)}
     assert about == {kind.__name__ for kind in get_args(events.Event)} - {
-        "AdsPut", "AdRemoved", "Ticked", "Scrubbed"
+        "AdsPut", "AdRemoved", "Promoted", "Ticked", "Scrubbed"
     }  # fmt: skip
     traces = Traces({ANNA: 9})
     pmf = struct.pack("<d", 1.0)

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from banditads import logs, ope, policies, report
 from banditads.errors import Invalid, Misconfigured
-from banditads.evaluation import LOGGED, Result, evaluate, parse
+from banditads.evaluation import LOGGED, Result, evaluate
 from banditads.events import Ad, Chosen, Settled
+from banditads.policies import parse
 
 ADS = tuple(Ad(name, {"kind": name}) for name in ("boots", "hats", "tea", "toys"))
 SITES = ("cold", "warm")

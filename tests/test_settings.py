@@ -24,6 +24,7 @@ OWN = {  # what may not be any value of its kind
     "proposals": "16",
     "reward_aggregation": "sum",
     "silence": "immediate",
+    "promote": "auto",
     "click_reward": "0.5",
     "conversion_reward": "value / 100",
     "dwell_reward": "value*2",

@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from .. import parsing, stats, wire
 from ..diagnosis import CODES
+from .policies import standings
 
 MAX_ADS = 1000  # ads with a label of their own, by id; /stats has all of them
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)  # seconds
@@ -110,6 +111,7 @@ class _State:
             for fact, value in state.policy.describe().items():
                 if isinstance(value, int | float):
                     facts.add_metric([fact], value)
+            standing = standings(engine)
             signals = [(kind, each.count, each.amount) for kind, each in state.stats.signals.items()]
             by_ad = [(ad, each.choices, each.reward_sum) for ad, each in state.stats.ads.items()][:MAX_ADS]
         for name, (text, value) in counters.items():
@@ -123,6 +125,18 @@ class _State:
             refused.add_metric([str(status)], count)
         yield refused
         yield facts
+        values = GaugeMetricFamily("banditads_policy_value", "Rewards a decision.", labels=["policy"])
+        gains = GaugeMetricFamily(
+            "banditads_policy_gain_low", "More than the champion, at least.", labels=["policy"]
+        )
+        decides = GaugeMetricFamily("banditads_policy_decides", "1 of the champion.", labels=["policy"])
+        for each in standing.policies:
+            if each.value is not None:
+                values.add_metric([each.name], each.value)
+            if each.gain_low is not None:
+                gains.add_metric([each.name], each.gain_low)
+            decides.add_metric([each.name], float(each.name == standing.champion))
+        yield from (values, gains, decides)
         alarm = GaugeMetricFamily("banditads_alarm", "1 while /readyz says this.", labels=["code"])
         raised = {each.code for each in engine.alarms()}
         for code in CODES:

@@ -130,3 +130,36 @@ def checked(whose: str, known: Sequence[Option], given: Mapping[str, Any]) -> di
         if isinstance(defaults[option], float) and isinstance(value, int):
             found[option] = float(value)  # 1 is 1.0: both make the same
     return found
+
+
+def parse(spec: str) -> tuple[str, dict[str, Any]]:
+    """A policy's name and options.
+
+    >>> parse("vw:epsilon=0.05,exploration=squarecb,interactions=false")
+    ('vw', {'epsilon': 0.05, 'exploration': 'squarecb', 'interactions': False})
+    """
+    name, _, rest = spec.partition(":")
+    options: dict[str, Any] = {}
+    for item in rest.split(",") if rest else ():
+        option, equals, value = (part.strip() for part in item.partition("="))
+        if not option or not equals or option in options:
+            raise Misconfigured(f"policy {spec!r}: wanted name:option=value,option=value, not {item!r}")
+        options[option] = _value(value)
+    return name.strip(), options
+
+
+def from_spec(spec: str) -> Policy:
+    """A policy that has learned nothing yet, as `parse` reads it."""
+    name, options = parse(spec)
+    return make(name, **options)
+
+
+def _value(text: str) -> bool | int | float | str:
+    if text in ("true", "false"):
+        return text == "true"
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
