@@ -1070,3 +1070,13 @@ def test_an_early_segment_without_a_record_gets_its_name_too(tmp_path):
     journal.append(b"b")
     assert list(scan(tmp_path)) == known([b"a", b"b"])  # as another process sees it
     journal.close()
+
+
+def test_what_stands_before_an_early_segment_is_not_dropped_until_that_has_its_name(tmp_path, monkeypatch):
+    journal = sealed(tmp_path / "journal", monkeypatch)
+    journal.drop_before(3)
+    shutil.copytree(journal.folder, tmp_path / "killed")
+    journal.close()
+    copy = Journal(str(tmp_path / "killed"))
+    assert list(copy.read(3)) == known([b"a", b"b", b"c", b"d", b"e"])[3:]
+    copy.close()

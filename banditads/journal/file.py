@@ -187,6 +187,8 @@ class Journal:
 
     def drop_before(self, offset: int) -> None:
         """Delete segments that hold nothing from `offset` on; never the one that is written to."""
+        if self._early:  # or a killed process would leave nothing that has a name
+            self.flush()
         with self._files:
             while len(self._segments) > 1 and self._segments[1].first <= offset:
                 oldest = self._segments.pop(0)  # first: who reads from here on knows that it is gone
