@@ -229,13 +229,16 @@ class Challengers:
 
 
 def spec(policy: str, options: Mapping[str, Any]) -> str:
-    """The name of a policy with these options among others.
+    """The name of a policy with these options among others; the same for options that are equal.
 
-    >>> spec("vw", {"epsilon": 0.2, "exploration": "epsilon"})
-    'vw:epsilon=0.2,exploration=epsilon'
+    >>> spec("vw", {"epsilon": 0.2, "learning_rate": 1.0, "exploration": "epsilon"})
+    'vw:epsilon=0.2,exploration=epsilon,learning_rate=1'
     """
-    said = ",".join(
-        f"{name}={str(value).lower() if isinstance(value, bool) else value}"
-        for name, value in sorted(options.items())
-    )
+    said = ",".join(f"{name}={_said(value)}" for name, value in sorted(options.items()))
     return f"{policy}:{said}" if said else policy
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

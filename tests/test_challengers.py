@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import ADS, drive
+from conftest import ADS, banditads, drive
 from test_api import Site
 from test_erasing import ANNA, visits
 
@@ -234,6 +234,18 @@ def test_what_is_never_known_speaks_against_the_challenger(make_engine):
     assert (figures.gain.sum, figures.earned.sum, figures.spent.sum) == (-0.75, 0, -2.25)
 
 
+def test_what_waits_to_be_counted_is_bounded(make_engine, monkeypatch):
+    monkeypatch.setattr("banditads.challengers.MAX_WAITING", 5)
+    engine = make_engine(challengers=("thompson",))
+    for number in range(20):
+        engine.choose(Request(), str(number))
+        if number:  # the first one waits, and all others behind it
+            engine.reward(str(number), 1.0)
+
+    assert len(engine.state.challengers.waiting) <= 5
+    assert engine.state.challengers.own.earned.sum == engine.state.challengers.own.earned.count - 1
+
+
 def test_a_challenger_that_breaks_is_left_out_and_harms_nobody(make_engine, clock, monkeypatch):
     alone = make_engine()
     traffic(alone, clock, 60)
@@ -312,9 +324,14 @@ def test_challengers_that_cannot_be_are_refused(challengers):
         State("uniform", challengers=challengers)
 
 
+def test_a_server_does_not_start_with_them(tmp_path):
+    banditads("serve", "--data-dir", tmp_path / "data", "--challengers", "nobody", code=78)
+
+
 def test_a_name_says_policy_and_options():
     assert spec("vw", {"flag": True, "bits": 10}) == "vw:bits=10,flag=true"
     assert spec("uniform", {}) == "uniform"
+    assert spec("vw", {"epsilon": 1}) == spec("vw", {"epsilon": 1.0})  # which is one configuration
 
 
 def test_asking_raises_an_alarm_and_promotes_nobody(make_engine, clock):
