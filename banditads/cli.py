@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -322,7 +322,8 @@ def evaluate(
 
     for name in estimators:
         ope.check(name)
-    os.nice(10)  # there may be a server on this machine, and its requests come first
+    with suppress(OSError):  # there may be a server on this machine, and its requests come first
+        os.nice(10)
     if parent:
         end_with(parent)
         go_first()

@@ -222,6 +222,7 @@ class Jobs:
                     process.kill()
             with suppress(OSError):  # over already, or not allowed: then it shares a processor with us
                 os.sched_setaffinity(process.pid, others())
+            with suppress(OSError):
                 os.sched_setscheduler(process.pid, os.SCHED_BATCH, os.sched_param(0))
             timer = threading.Timer(SECONDS, process.kill)
             timer.daemon = True

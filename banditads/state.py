@@ -41,6 +41,7 @@ from .events import (
     advised,
     some,
 )
+from .history import History
 from .joiner import Joiner
 from .stats import Stats
 from .users import DAY, Users
@@ -105,6 +106,7 @@ class State:
         "recommender",
         "columns",
         "calibration",
+        "history",
         "challengers",
         "policy",  # after who it is
     )
@@ -133,6 +135,7 @@ class State:
         self.stats = Stats()
         self.columns = Columns()
         self.calibration = Calibration()
+        self.history = History()
         self.policy_name, self.policy = policy, policies.make(policy, **(options or {}))
         self.challengers = Challengers(challengers, spec(policy, options or {}), floor)
         self.recommender_name = recommender
@@ -193,6 +196,7 @@ class State:
             self._learn(settled)
             self.stats.apply(settled)
             self.columns.apply(settled)
+            self.history.settle(settled, self._scaled(settled.reward))
         if self.challengers.policies:
             self._contest(event)
         if isinstance(event, SetAside):
@@ -208,6 +212,7 @@ class State:
         if isinstance(event, UserActed | UserErased | UserPut):
             self._recommend_for(event)
         self.columns.apply(event, ads)
+        self.history.apply(event, offset, self.joiner.now, self.joiner.wait)
         self.stats.apply(event, late=late)
         if self.silence == "immediate" and isinstance(event, Chosen) and self.joiner.waits(offset, event):
             self._teach(event, ads, self.joiner.default)

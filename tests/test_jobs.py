@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -135,13 +137,45 @@ def test_an_evaluation_ends_with_its_server_and_begins_anew_with_the_next(start)
     server = start()
     visits(server, 10)
     ids = [server("POST", "/evaluations", {"policies": ["vw"]}).json()["id"] for _ in range(6)]
-    running = child(server.process.pid)
+    evaluation = child(server.process.pid)
     server.end(signal.SIGKILL)
-    wait_for(lambda: not Path(f"/proc/{running}").exists())
+    wait_for(lambda: not running(evaluation))
 
     again = start(folder=server.folder)
     for id in ids:
         assert until(again, id, "done", "failed")["status"] == "done"
+
+
+def test_the_command_does_nothing_for_a_server_that_is_gone():
+    assert banditads("evaluate", "random/men", "--policy=uniform", "--parent=1", code=1).stdout == ""
+
+
+def test_a_process_ends_with_who_began_it():
+    """Killed, so that it could not end its child itself."""
+    child = (
+        "from banditads import forking; forking.end_with({0}); print(0, flush=True); forking.time.sleep(60)"
+    )
+    code = (
+        "import os, subprocess, sys, time\n"
+        f"words = {child!r}.format(os.getpid())\n"
+        "made = subprocess.Popen([sys.executable, '-c', words], stdout=subprocess.PIPE)\n"
+        "made.stdout.readline()\n"
+        "print(made.pid, flush=True)\n"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+        made = int(parent.stdout.readline())
+        assert running(made)
+        parent.kill()
+    wait_for(lambda: not running(made))
+
+
+def running(pid):
+    """Whether there is such a process, and not only what is left of it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_what_crashes_says_nothing_of_the_inside(tmp_path, monkeypatch, caplog):

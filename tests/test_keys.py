@@ -453,6 +453,7 @@ SCOPES = {
     "POST /users": "users",
     "POST /events": "users",
     "GET /features": "admin",
+    "GET /diagnostics": "admin",
     "GET /policies": "admin",
     "POST /policies/{id}/promote": "admin",
     "POST /evaluations": "admin",
