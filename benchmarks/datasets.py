@@ -18,12 +18,14 @@ import os
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from river import datasets
 
 from banditads.events import Ad, Features
 from banditads.features import clean
@@ -40,7 +42,7 @@ class Table(NamedTuple):
 
 
 def load(name: str) -> Table:
-    """One of `SETS`, in its own order. Raises ImportError, OSError or CalledProcessError without its source."""
+    """One of `SETS`, in its own order; ImportError, OSError or CalledProcessError without its source."""
     return SETS[name]()
 
 
@@ -62,25 +64,19 @@ def _table(rows: Iterable[dict[str, Any]], classes: Iterable[Any]) -> Table:
 
 
 def _sklearn(name: str) -> Table:
-    from sklearn import datasets
-
-    found = getattr(datasets, f"load_{name}")()
+    found = getattr(import_module("sklearn.datasets"), f"load_{name}")()
     columns = [str(each).replace(" ", "_") for each in found.feature_names]
     rows = (dict(zip(columns, row, strict=True)) for row in found.data.tolist())
     return _table(rows, found.target.tolist())
 
 
 def _river(name: str) -> Table:
-    from river import datasets
-
     rows, classes = zip(*getattr(datasets, name)(), strict=True)
     return _table(({str(key): value for key, value in row.items()} for row in rows), classes)
 
 
-def _mlbench(name: str, target: str, *, without: Sequence[str] = ()) -> Table:
-    import pandas
-    import rdata
-
+def _mlbench(name: str, target: str) -> Table:
+    pandas, rdata = import_module("pandas"), import_module("rdata")
     (frame,) = rdata.read_rda(_rda(name), default_encoding="latin-1").values()
     columns = {}
     for column in frame.columns:
@@ -94,8 +90,6 @@ def _mlbench(name: str, target: str, *, without: Sequence[str] = ()) -> Table:
         else:
             columns[column] = [None if pandas.isna(each) else float(each) for each in values]
     classes = columns.pop(target)
-    for column in without:
-        del columns[column]
     kept = [
         {key: value for key, value in zip(columns, row, strict=True) if value is not None}
         for row in zip(*columns.values(), strict=True)
