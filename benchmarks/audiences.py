@@ -88,32 +88,30 @@ class Audience(Protocol):
 
 
 class Invented:
-    """2,000 users, 500 ads, and who likes what. See above."""
+    """2,000 users, so many ads, and who likes what. See above."""
 
-    rate = RANDOM
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, *, ads: int = ADS, rate: float = RANDOM, best: float = BEST) -> None:
+        self.seed, self.rate = seed, rate
         rng = np.random.default_rng(seed)
         self.begin = rng.normal(size=(USERS, FACTORS))
         self.end = self.begin + DRIFT * (rng.permutation(self.begin) - self.begin)
-        self.places = rng.normal(size=(ADS, FACTORS))  # of the ads
-        ranks = np.log(rng.permutation(ADS) + 6.0)
+        self.places = rng.normal(size=(ads, FACTORS))  # of the ads
+        ranks = np.log(rng.permutation(ads) + 6.0)
         wave = (
             0.5
-            * rng.normal(size=(ADS, 1))
-            * np.sin(2 * np.pi * (np.arange(DAYS) / DAYS + rng.random((ADS, 1))))
+            * rng.normal(size=(ads, 1))
+            * np.sin(2 * np.pi * (np.arange(DAYS) / DAYS + rng.random((ads, 1))))
         )
-        self.appeal = -(ranks - ranks.mean())[:, None] + wave  # (ADS, DAYS)
+        self.appeal = -(ranks - ranks.mean())[:, None] + wave  # (n_ads, DAYS)
         weights = 1 / (rng.permutation(USERS) + 1.0) ** ZIPF
         self.often = weights / weights.sum()
         self.users = self._users(rng)
         self.ads = self._ads(rng)
         some = rng.choice(USERS, 400, p=self.often)
         when = rng.random(400)
-        near = np.array([self._distances(*pair) for pair in zip(some, when, strict=True)])  # (400, ADS)
+        near = np.array([self._distances(*pair) for pair in zip(some, when, strict=True)])  # (400, n_ads)
         liked = APPEAL * self.appeal[:, (when * DAYS).astype(int)].T
-        self.strength, self.bias = _calibrate(near, liked)
+        self.strength, self.bias = _calibrate(near, liked, rate, best)
 
     def visits(self, n: int) -> Iterator[Visit]:
         """The same users in the same order for the same seed and `n`."""
@@ -143,8 +141,8 @@ class Invented:
 
     def _ads(self, rng) -> tuple[Ad, ...]:
         categories = _nearest(self.places, rng.normal(size=(12, FACTORS)), rng, wrong=1 / 5)
-        prices = np.exp(3 + 0.5 * (self.places[:, 1] + rng.normal(size=ADS)))
-        brands = rng.integers(40, size=ADS)
+        prices = np.exp(3 + 0.5 * (self.places[:, 1] + rng.normal(size=len(self.places))))
+        brands = rng.integers(40, size=len(self.places))
         return tuple(
             Ad(f"ad-{n:03}", clean({"category": f"c{c}", "price": round(float(p), 2), "brand": f"b{b}"}))
             for n, (c, p, b) in enumerate(zip(categories, prices, brands, strict=True))
@@ -226,17 +224,17 @@ def _nearest(points: Floats, centres: Floats, rng, *, wrong: float) -> Sequence[
     return np.where(rng.random(len(points)) < wrong, anything, nearest).tolist()
 
 
-def _calibrate(near: Floats, liked: Floats) -> tuple[float, float]:
+def _calibrate(near: Floats, liked: Floats, rate: float, best: float) -> tuple[float, float]:
     """(strength, bias) for squared distances and appeals, both shape (n_visits, n_ads)."""
 
     def bias(strength: float) -> float:
-        return _bisect(lambda b: float(_sigmoid(b + liked - strength * near).mean()), RANDOM, -20, 20)
+        return _bisect(lambda b: float(_sigmoid(b + liked - strength * near).mean()), rate, -20, 20)
 
     def ratio(strength: float) -> float:
         chances = _sigmoid(bias(strength) + liked - strength * near)
         return float(chances.max(axis=1).mean() / chances.mean())
 
-    strength = _bisect(ratio, BEST, 0, 3)
+    strength = _bisect(ratio, best, 0, 3)
     return strength, bias(strength)
 
 

@@ -1,0 +1,354 @@
+"""Who plays in `learning.py`: the policies here, and what else one could take, as its documentation has it.
+
+Ours plays through the whole engine, as behind `GET /choose` and `POST /reward`, with the journal in memory
+and without the server's floor, which costs everybody behind it the same.
+
+Plain Vowpal Wabbit is written as in its tutorials: text, the context in a namespace, an ad's id and features
+in another one, cost = -reward; where exploration needs costs within [0, 1] (`squarecb`, `regcb`) 1 - reward,
+because with -reward and the default bounds they hardly learn. coba, contextualbandits, gittins, mabwiser and
+River's bandits have the options that their documentation has, except where it says otherwise here. Those who
+want vectors get them standardised beforehand (`games.vectors`), and those who want one model for each ad
+never see the ads' features.
+
+Left out: contextualbandits' bootstraps and coba's `LinTSLearner`, 5 to 9 ms a choice among ten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from games import Game, Visit
+from river import bandit, proba
+from vowpalwabbit import Workspace
+
+from banditads import policies
+from banditads.choosing import Request
+from banditads.engine import Engine
+from banditads.events import Ad, Chosen, Features
+from banditads.features import tokens
+from banditads.journal import connect
+from banditads.sampling import pick, uniform
+from banditads.signing import EventIds
+from banditads.state import State
+
+FOREVER = 1e9  # visits: it is the game that says when an outcome is known
+Choice = tuple[int, Any]  # place in `visit.ads`, and what `learn` wants to be told
+
+
+class Learner(Protocol):
+    """What decides which ad is shown."""
+
+    def choose(self, visit: Visit) -> Choice:
+        """Which of `visit.ads` is shown, and a ticket. `visit.chances` must not be looked at."""
+
+    def learn(self, ticket: Any, reward: float) -> None:
+        """What came of a choice: 1 for a click, else 0. Once for each ticket, in any order."""
+
+
+class Ours:
+    """The engine with a policy."""
+
+    def __init__(self, game: Game, seed: int, *, policy: str, **options: Any) -> None:
+        self.now, self.ads = 0.0, ()
+        self.engine = Engine(
+            State(policy, options, wait=FOREVER),
+            connect("memory:"),
+            ids=EventIds(b"k" * 32),
+            clock=lambda: self.now,
+            salt=f"seed {seed}",
+        )
+
+    def choose(self, visit: Visit) -> Choice:
+        """As `GET /choose`; ads come and go as by `PUT` and `DELETE /ads/{id}`."""
+        self.now = float(visit.number)
+        if visit.ads is not self.ads:
+            there, before = {ad.id for ad in visit.ads}, {ad.id for ad in self.ads}
+            for gone in before - there:
+                self.engine.remove_ad(gone)
+            if new := [ad for ad in visit.ads if ad.id not in before]:
+                self.engine.put_ads(new)
+            self.ads, self.places = visit.ads, {ad.id: place for place, ad in enumerate(visit.ads)}
+        event, _ = self.engine.choose(Request(visit.context), f"visit-{visit.number}")
+        assert isinstance(event, Chosen)
+        return self.places[event.ad_id], event.event_id
+
+    def learn(self, ticket: str, reward: float) -> None:
+        """As `POST /reward`."""
+        self.engine.reward(ticket, reward)
+        self.engine.journal.drop_before(self.engine.state.applied)  # not what is measured here
+
+
+class Twice(Ours):
+    """Ours where silence is learned at once, and a click later as if it were another visit."""
+
+    def __init__(self, game: Game, seed: int, **options: Any) -> None:
+        super().__init__(game, seed, **options)
+        self.known: dict[str, Any] = {}
+
+    def learn(self, ticket: str, reward: float) -> None:
+        """First 0, perhaps later 1."""
+        if ticket not in self.known:
+            self.known[ticket] = self.engine.state.joiner.open[ticket]
+            super().learn(ticket, reward)
+        else:
+            self.again(self.engine.state.policy, self.known[ticket].choice, self.known[ticket].ads)
+
+    def again(self, policy: Any, choice: Chosen, ads: tuple[Ad, ...]) -> None:
+        """The click."""
+        policy.learn(choice.context, ads, choice.pick, 1.0, choice.probability)
+
+
+class Undone(Twice):
+    """Ours where silence is learned at once, and is taken back when the click comes: where sums allow it."""
+
+    def again(self, policy: Any, choice: Chosen, ads: tuple[Ad, ...]) -> None:
+        """As if the reward had been 1 from the beginning."""
+        arm = policy.arms[choice.ad_id]
+        if isinstance(arm, proba.Beta):
+            arm.alpha, arm.beta = arm.alpha + 1, arm.beta - 1
+        else:  # a regression by sums: only the one of features times reward knows the reward
+            for feature, value in policy._vector(choice.context).items():
+                arm._eta_arr[arm._idx[feature]] += value
+            arm._m_dirty = True
+
+
+class VW:
+    """Plain Vowpal Wabbit with such options."""
+
+    def __init__(self, game: Game, seed: int, *, options: str, reward_0: float = 0.0) -> None:
+        self.vw = Workspace(f"--cb_explore_adf {options} --random_seed {seed + 1} --quiet")
+        self.reward_0, self.salt = reward_0, f"seed {seed}"
+        self.lines = {ad.id: f"|A id={ad.id} {text(ad.features)}" for ad in game.ads}
+
+    def choose(self, visit: Visit) -> Choice:
+        """Draw from what VW predicts."""
+        lines = [f"shared |U {text(visit.context)}", *[self.lines[ad.id] for ad in visit.ads]]
+        pmf = self.vw.predict("\n".join(lines))
+        pmf = [each / sum(pmf) for each in pmf]
+        place = pick(pmf, uniform(f"visit-{visit.number}", self.salt))
+        return place, (lines, place, pmf[place])
+
+    def learn(self, ticket: Any, reward: float) -> None:
+        """The label stands before the line of the ad that was shown."""
+        lines, place, probability = ticket
+        lines[1 + place] = f"0:{self.reward_0 - reward}:{probability} {lines[1 + place]}"
+        self.vw.learn("\n".join(lines))
+
+
+class Coba:
+    """One of coba's learners; `dense` ones get vectors."""
+
+    def __init__(self, game: Game, seed: int, *, learner: str, dense: bool = False, **options: Any) -> None:
+        self.learner = getattr(import_module("coba.learners"), learner)(**options, seed=seed + 1)
+        self.dense, n = dense, len(game.ads)
+        one_of: list[Any] = [tuple(row) for row in np.eye(n, dtype=int).tolist()]
+        self.actions = {ad.id: one_of[at] if dense else ad.id for at, ad in enumerate(game.ads)}
+
+    def choose(self, visit: Visit) -> Choice:
+        """(action, probability), and for some learners more."""
+        context = tuple(visit.vector.tolist()) if self.dense else dict(tokens(visit.context))
+        actions = [self.actions[ad.id] for ad in visit.ads]
+        action, probability, *more = self.learner.predict(context, actions)
+        return actions.index(action), (context, action, probability, more[0] if more else {})
+
+    def learn(self, ticket: Any, reward: float) -> None:
+        """What `predict` said goes back."""
+        context, action, probability, more = ticket
+        self.learner.learn(context, action, reward, probability, **more)
+
+
+class Mabwiser:
+    """One of MABWiser's policies. Until the first reward it cannot be asked, and the first ad is shown."""
+
+    def __init__(self, game: Game, seed: int, *, policy: str, **options: Any) -> None:
+        mab = import_module("mabwiser.mab")
+        self.ads = game.ads[:0]
+        self.make = partial(
+            mab.MAB, learning_policy=getattr(mab.LearningPolicy, policy)(**options), seed=seed + 1
+        )
+        self.mab: Any = None
+
+    def choose(self, visit: Visit) -> Choice:
+        """Arms come and go."""
+        if self.mab is None:
+            self.mab, self.ads, self.fresh = self.make([ad.id for ad in visit.ads]), visit.ads, True
+        if visit.ads is not self.ads:
+            there, before = {ad.id for ad in visit.ads}, {ad.id for ad in self.ads}
+            for gone in before - there:
+                self.mab.remove_arm(gone)
+            for new in there - before:
+                self.mab.add_arm(new)
+            self.ads = visit.ads
+        arm = visit.ads[0].id if self.fresh else self.mab.predict([visit.vector])
+        return [ad.id for ad in visit.ads].index(arm), (arm, visit.vector)
+
+    def learn(self, ticket: Any, reward: float) -> None:
+        """One step, if the arm is still there."""
+        arm, vector = ticket
+        if arm in self.mab.arms:
+            self.mab.partial_fit([arm], [reward], [vector])
+            self.fresh = False
+
+
+class ContextualBandits:
+    """One of contextualbandits' policies. Its arms are fixed."""
+
+    def __init__(self, game: Game, seed: int, *, policy: str, base: bool = False, **options: Any) -> None:
+        made = getattr(import_module("contextualbandits.online"), policy)
+        if base:
+            sgd = import_module("sklearn.linear_model").SGDClassifier(loss="log_loss")
+            options |= {"base_algorithm": sgd, "batch_train": True}
+        self.policy = made(nchoices=len(game.ads), random_state=seed + 1, njobs=1, **options)
+
+    def choose(self, visit: Visit) -> Choice:
+        """One row of a matrix."""
+        place = int(self.policy.predict(visit.vector[None])[0])
+        return place, (visit.vector, place)
+
+    def learn(self, ticket: Any, reward: float) -> None:
+        """A batch of one."""
+        vector, place = ticket
+        self.policy.partial_fit(vector[None], np.array([place]), np.array([reward]))
+
+
+class River:
+    """One of River's bandits."""
+
+    def __init__(self, game: Game, seed: int, *, make: Callable[..., Any], contextual: bool = False) -> None:
+        self.policy, self.contextual = make(seed=seed + 1), contextual
+
+    def choose(self, visit: Visit) -> Choice:
+        """By id, with the context where it takes one."""
+        more = [{str(at): value for at, value in enumerate(visit.vector.tolist())}] if self.contextual else []
+        ids = [ad.id for ad in visit.ads]
+        arm = self.policy.pull(ids, *more)
+        return ids.index(arm), (arm, *more)
+
+    def learn(self, ticket: Any, reward: float) -> None:
+        """The same, and the reward."""
+        self.policy.update(*ticket, reward)
+
+
+class Gittins:
+    """gittins, a contextual bandit engine in Rust."""
+
+    def __init__(self, game: Game, seed: int) -> None:
+        self.gittins, self.now = import_module("gittins"), 0
+        self.state, self.seed = self.gittins.create(bits=18, horizon=FOREVER), seed
+        self.candidates = {ad.id: (ad.id, dict(ad.features)) for ad in game.ads}
+
+    def choose(self, visit: Visit) -> Choice:
+        """By dictionaries."""
+        self.now = visit.number
+        among = [self.candidates[ad.id] for ad in visit.ads]
+        salt = f"{self.seed}-{visit.number}"
+        record = self.gittins.decide(self.state, visit.context, among, float(self.now), salt)
+        return record.chosen, record.decision_id
+
+    def learn(self, ticket: Any, reward: float) -> None:
+        """By the id of the decision."""
+        self.gittins.learn(self.state, ticket, reward, float(self.now))
+
+
+def text(features: Features) -> str:
+    """Features in VW's format, without what means something there."""
+    plain = {name.replace(" ", "_").replace(":", "_"): value for name, value in features.items()}
+    return " ".join(
+        f"{name}={value}" if isinstance(value, str) else f"{name}:{value}" for name, value in plain.items()
+    )
+
+
+class Contestant(NamedTuple):
+    """How a learner is made, and what may be asked of it."""
+
+    make: Callable[[Game, int], Learner]
+    needs: str = ""  # a module
+    single: bool = True  # not made of several policies or models: may be "the best single policy"
+    fixed: bool = False  # its ads cannot come and go
+    way: str = "wait"  # what silence is to it, see `learning.py`
+    slow: bool = False  # milliseconds a choice: only in the first regime, and not with very many ads
+
+    @property
+    def missing(self) -> bool:
+        """Whether what it needs is not installed."""
+        return bool(self.needs) and find_spec(self.needs) is None
+
+
+COMBINED = {"blend"}  # policies here that are made of several models
+DEFAULT = State().policy_name
+
+OURS = {
+    name: Contestant(partial(Ours, policy=name), single=name not in COMBINED) for name in policies.names()
+}
+OURS |= {
+    "vw, UA and UUA": Contestant(partial(Ours, policy="vw", interactions=["UA", "UUA"])),
+    "vw, epsilon": Contestant(partial(Ours, policy="vw", exploration="epsilon")),
+    "vw, regcb": Contestant(partial(Ours, policy="vw", exploration="regcb")),
+    "linucb, 128 numbers": Contestant(partial(Ours, policy="linucb", dim=128)),
+    "linucb, greedy": Contestant(partial(Ours, policy="linucb", width=0.0)),
+    "logistic, epsilon": Contestant(partial(Ours, policy="logistic", exploration="epsilon")),
+}
+
+
+def _vw(options: str, **more: Any) -> Contestant:
+    return Contestant(partial(VW, options=options, **more))
+
+
+def _coba(learner: str, **more: Any) -> Contestant:
+    return Contestant(
+        partial(Coba, learner=learner, **more),
+        needs="coba",
+        fixed=bool(more.get("dense")),
+        slow="dense" in more,
+    )
+
+
+def _contextualbandits(policy: str, **more: Any) -> Contestant:
+    made = partial(ContextualBandits, policy=policy, **more)
+    return Contestant(made, needs="contextualbandits", fixed=True, slow=True)
+
+
+def _mabwiser(policy: str, **more: Any) -> Contestant:
+    return Contestant(partial(Mabwiser, policy=policy, **more), needs="mabwiser", slow=True)
+
+
+PEERS = {
+    "VW epsilon": _vw("--epsilon 0.05 -q UA"),
+    "VW epsilon, UUA": _vw("--epsilon 0.05 -q UA --cubic UUA"),
+    "VW squarecb": _vw("--squarecb -q UA", reward_0=1.0),
+    "VW squarecb, UUA": _vw("--squarecb -q UA --cubic UUA", reward_0=1.0),
+    "VW regcb": _vw("--regcb -q UA", reward_0=1.0),
+    "VW bag": _vw("--bag 5 -q UA"),
+    "VW cover": _vw("--cover 5 -q UA"),
+    "coba VW epsilon": _coba("VowpalEpsilonLearner"),
+    "coba VW squarecb": _coba("VowpalSquarecbLearner"),
+    "coba LinUCB": _coba("LinUCBLearner", dense=True),
+    "coba UCB": _coba("BanditUCBLearner"),
+    "contextualbandits LinUCB": _contextualbandits("LinUCB"),
+    "contextualbandits LinTS": _contextualbandits("LinTS"),
+    "contextualbandits epsilon": _contextualbandits("EpsilonGreedy", base=True),
+    "gittins": Contestant(Gittins, needs="gittins"),
+    "MABWiser LinUCB": _mabwiser("LinUCB"),
+    "MABWiser LinTS": _mabwiser("LinTS"),
+    "MABWiser LinGreedy": _mabwiser("LinGreedy"),
+    "River LinUCBDisjoint": Contestant(
+        partial(River, make=bandit.LinUCBDisjoint, contextual=True), slow=True
+    ),
+    "River ThompsonSampling": Contestant(
+        partial(River, make=partial(bandit.ThompsonSampling, reward_obj=proba.Beta()))
+    ),
+}
+CONTESTANTS = OURS | PEERS
+
+SILENCE = {f"{name}, wait": each for name, each in OURS.items() if name in policies.names()}
+for _way, _made in (("twice", Twice), ("undone", Undone)):
+    SILENCE |= {
+        f"{_name}, {_way}": Contestant(partial(_made, policy=_name), way=_way)
+        for _name in policies.names()
+        if _way == "twice" or _name in ("linucb", "thompson")
+    }

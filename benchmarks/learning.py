@@ -1,0 +1,359 @@
+"""Who earns most while learning: `python benchmarks/learning.py --plot FOLDER --results FILE`.
+
+Every contestant (`learners.py`) plays the same games (`games.py`) with the same dice. A ratio is what one
+earned of what the best single policy of that game earned, chosen in hindsight by its mean over the seeds,
+among all that are not made of several; within a seed, so that an easier draw counts for nobody. Means are
+over games, intervals 95 % (Student's t over the seeds), "worst" is the game with the lowest mean ratio. CPU
+is that of one choice and its learning in this process, the mean over the games.
+
+Sets in `datasets.TUNING` may have been looked at while something here was tuned, those in
+`datasets.HELD_OUT` not; traffic was not either.
+
+* *Feedback in flight*: the outcome of a choice is told so many visits later.
+* *Silence*: a click comes after a while (exponentially distributed), its absence is known at the end of a
+  window only, and clicks after it are lost. "wait" learns when it knows; "twice" learns nothing earned at
+  once, and the click when it comes as if it were another visit; "undone" takes back the first at the second.
+
+Needs `pip install -e '.[learning]'`; contextualbandits has no wheels and needs a compiler, so it is not part
+of that. Who is not installed does not play. `--results` keeps what was played, so that a run can go on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
+from heapq import heappop, heappush
+from math import inf, log
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import datasets
+import learners
+import numpy as np
+from games import Game, Right, Traffic
+from learners import CONTESTANTS, DEFAULT, Contestant
+from personalisation import interval
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from banditads import report
+from banditads.sampling import uniform
+
+POINTS = 50  # of a curve
+Told = list[tuple[float, float]]  # (visits from now, reward)
+MakeGame = Callable[[int, int], Game]  # from a seed and a number of visits
+
+
+def later(k: int, way: str, clicked: bool, dice: float) -> Told:
+    """Everything is known after `k` more visits."""
+    return [(k, float(clicked))]
+
+
+def silence(delay: float, window: float, way: str, clicked: bool, dice: float) -> Told:
+    """A click comes after `delay` visits on average and counts within the window."""
+    after = -delay * log(1 - dice)
+    clicked = clicked and after < window
+    if way == "wait":
+        return [(after, 1.0) if clicked else (window, 0.0)]
+    return [(0.0, 0.0), *[(after, 1.0)] * clicked]
+
+
+class Regime(NamedTuple):
+    """What is played under which feedback, and by whom."""
+
+    family: str
+    title: str
+    games: dict[str, MakeGame]
+    told: Callable[[str, bool, float], Told]  # (contestant's way, whether clicked, dice)
+    contestants: dict[str, Contestant]
+    n: int
+
+
+class Run(NamedTuple):
+    """One contestant in one game."""
+
+    curve: list[float]  # earned until each of `POINTS`
+    n: int
+    cpu: float  # seconds
+
+    @property
+    def mean(self) -> float:
+        """Earned a visit."""
+        return self.curve[-1] / self.n
+
+
+def play(contestant: Contestant, game: Game, seed: int, told: Callable[[str, bool, float], Told]) -> Run:
+    """Visitors come, are shown an ad, and click or do not; outcomes are told when they are due."""
+    learner = contestant.make(game, seed)
+    earned, due, cpu = np.zeros(game.n), [], 0.0
+    for visit in game.visits():
+        started = time.process_time()
+        while due and due[0][0] < visit.number:
+            _, _, _, ticket, reward = heappop(due)
+            learner.learn(ticket, reward)
+        place, ticket = learner.choose(visit)
+        cpu += time.process_time() - started
+        earned[visit.number] = visit.chances[place]
+        clicked = bool(uniform(f"click {visit.number}", f"seed {seed}") < visit.chances[place])
+        dice = uniform(f"delay {visit.number}", f"seed {seed}")
+        for order, (after, reward) in enumerate(told(contestant.way, clicked, dice)):
+            heappush(due, (visit.number + after, visit.number, order, ticket, reward))
+    ends = np.linspace(game.n / POINTS, game.n, POINTS).astype(int)
+    return Run(earned.cumsum()[ends - 1].tolist(), game.n, cpu)
+
+
+@cache
+def table_of(name: str) -> datasets.Table:
+    """A data set, read once."""
+    return datasets.load(name)
+
+
+def sets(names: Iterable[str], change: str = "") -> dict[str, MakeGame]:
+    """Classification sets as games."""
+    return {name: lambda seed, n, name=name: Right(table_of(name), seed, n, change=change) for name in names}
+
+
+def traffic(*, n: int = 0, **options: Any) -> MakeGame:
+    """Ads; never more than `n` visits, if that is given."""
+    return lambda seed, visits: Traffic(seed, min(n or visits, visits), **options)
+
+
+def regimes(n: int, quick: bool) -> list[Regime]:
+    """All that is played, with `n` visits a set and five times as many of ads."""
+    quickly = {name: each for name, each in CONTESTANTS.items() if not each.slow}
+    flexible = {name: each for name, each in quickly.items() if not each.fixed}
+    found = [
+        Regime("immediate", "immediate feedback", sets(datasets.SETS), partial(later, 0), CONTESTANTS, n)
+    ]
+    some = ("digits", "imagesegments", "letter", "satellite", "dna")
+    for k in (10, 100, 500):
+        found.append(Regime("in flight", f"{k} in flight", sets(some), partial(later, k), quickly, n))
+    for change in ("abrupt", "slow"):
+        games = sets(some, change)
+        found.append(Regime("drift", f"{change} change", games, partial(later, 0), quickly, n))
+    worlds = {
+        "10 ads, .5 %": traffic(ads=10, rate=0.005),
+        "10 ads, 5 %": traffic(ads=10, rate=0.05),
+        "100 ads, 1 %": traffic(ads=100, rate=0.01),
+        "100 ads, 2 %, arriving": traffic(ads=100, rate=0.02, arriving=True),
+        "100 ads, 2 %, abrupt": traffic(ads=100, rate=0.02, abrupt=True),
+        "1,000 ads, 1 %": traffic(ads=1000, rate=0.01, n=2 * n),
+    }
+    found.append(Regime("traffic", "traffic", worlds, partial(later, 0), flexible, 5 * n))
+    world = {"20 ads, 2 %": traffic(ads=20, rate=0.02)}
+    for title, delay, window in (("soon", n / 40, n), ("late", n / 2, n)):
+        told = partial(silence, delay, window)
+        found.append(Regime("silence", f"clicks come {title}", world, told, learners.SILENCE, 5 * n))
+    if not quick:
+        return found
+    kept = {"phishing", "imagesegments", "10 ads, 5 %", "100 ads, 2 %, arriving", *world}  # always there
+    return [
+        each._replace(games={name: game for name, game in each.games.items() if name in kept})
+        for each in found
+    ]
+
+
+Results = dict[tuple[str, str, str], dict[int, Run]]  # (regime's title, game, contestant) -> by seed
+
+
+def compete(regime: Regime, labels: Sequence[str], seeds: int, results: Results, keep: Callable[..., None]):
+    """Every contestant in every game, as far as it was not played yet."""
+    for game, make in regime.games.items():
+        for seed in range(seeds):
+            made = None
+            for label in labels:
+                runs = results.setdefault((regime.title, game, label), {})
+                if seed not in runs:
+                    made = made or make(seed, regime.n)
+                    runs[seed] = play(regime.contestants[label], made, seed, regime.told)
+                    keep(regime.title, game, label, seed, runs[seed])
+                    print(
+                        f"{regime.title}, {game}, seed {seed}: {label} {runs[seed].mean:.4f}", file=sys.stderr
+                    )
+
+
+class Standing(NamedTuple):
+    """How one contestant did in a regime."""
+
+    earned: tuple[float, float]  # a visit, mean over the games, and half of the interval
+    ratio: tuple[float, float]  # to the best single policy of each game
+    worst: tuple[float, str]  # lowest ratio of a game, and which
+    cpu: float  # us a choice with its learning
+    ratios: dict[str, float]  # by game
+
+
+def standings(regime: Regime, results: Results, seeds: int, games: Sequence[str]) -> dict[str, Standing]:
+    """Of everybody who played all of these games, the best first."""
+    means: dict[str, dict[str, np.ndarray]] = {}  # label -> game -> (n_seeds,)
+    cpu: dict[str, list[float]] = {}
+    for label in regime.contestants:
+        each = {game: results.get((regime.title, game, label), {}) for game in games}
+        if all(len(runs) >= seeds for runs in each.values()):
+            means[label] = {
+                game: np.array([runs[s].mean for s in range(seeds)]) for game, runs in each.items()
+            }
+            cpu[label] = [runs[s].cpu / runs[s].n * 1e6 for runs in each.values() for s in range(seeds)]
+    single = [label for label in means if regime.contestants[label].single]
+    best = {game: means[max(single, key=lambda label: means[label][game].mean())][game] for game in games}
+    found = {}
+    for label, by_game in means.items():
+        ratios = {game: by_game[game] / best[game] for game in games}
+        lowest = min(games, key=lambda game: ratios[game].mean())
+        found[label] = Standing(
+            interval(np.mean([*by_game.values()], axis=0)),
+            interval(np.mean([*ratios.values()], axis=0)),
+            (float(ratios[lowest].mean()), lowest),
+            float(np.mean(cpu[label])),
+            {game: float(each.mean()) for game, each in ratios.items()},
+        )
+    return dict(sorted(found.items(), key=lambda item: -item[1].ratio[0]))
+
+
+def bold(label: str) -> str:
+    """Ours are bold, the default says so."""
+    name = f"**{label}**" if label in learners.OURS else label
+    return f"{name} (default)" if label == DEFAULT else name
+
+
+def pair(values: tuple[float, float], digits: int = 3) -> str:
+    """A mean and half of its interval."""
+    return " ± ".join(f"{each:.{digits}f}" for each in values)
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table with a first column of words."""
+    found = Table(box=box.MARKDOWN)
+    found.add_column(headings[0], no_wrap=True)
+    for heading in headings[1:]:
+        found.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        found.add_row(*row)
+    return found
+
+
+def by_contestant(found: dict[str, Standing], groups: dict[str, dict[str, Standing]]) -> Table:
+    """Who did how well over all games and over groups of them."""
+    headings = ["", "earned a visit", "of the best single", "worst"]
+    rows = []
+    for label, each in found.items():
+        row = [bold(label), pair(each.earned), pair(each.ratio), f"{each.worst[0]:.2f} ({each.worst[1]})"]
+        for group in groups.values():
+            row.append(f"{group[label].ratio[0]:.3f}, {group[label].worst[0]:.2f}")
+        rows.append([*row, f"{each.cpu:,.0f}"])
+    return markdown([*headings, *(f"{name}: mean, worst" for name in groups), "CPU us"], rows)
+
+
+def by_game(regime: Regime, found: dict[str, Standing], results: Results, seeds: int) -> Table:
+    """The best single policy of each game, and everybody who is ours beside it."""
+    shown = [label for label in found if label in learners.OURS][:5]
+    rows = []
+    for game in regime.games:
+        singles = [label for label in found if regime.contestants[label].single]
+        best = max(singles, key=lambda label: found[label].ratios[game])
+        runs = results[regime.title, game, best]
+        earned = interval(np.array([runs[seed].mean for seed in range(seeds)]))
+        beside = [f"{found[label].ratios[game]:.2f}" for label in shown]
+        rows.append([game, f"{runs[0].n:,}", best, pair(earned), *beside])
+    return markdown(["", "visits", "best single", "earned a visit", *map(bold, shown)], rows)
+
+
+def plot(regime: Regime, found: dict[str, Standing], results: Results, seeds: int, path: Path) -> None:
+    """What was earned a visit so far, in each game: the five best of ours and the five best of the peers."""
+    ours = [label for label in found if label in learners.OURS]
+    drawn = [*ours[:4], *[label for label in found if label not in ours][:4]]
+    if DEFAULT in ours and DEFAULT not in drawn:
+        drawn.append(DEFAULT)
+    across = min(4, len(regime.games))
+    down = -(-len(regime.games) // across)
+    figure = report.plotting().Figure(figsize=(4.2 * across, 3.3 * down + 0.8), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    for axes in panels[len(regime.games) :]:
+        axes.set_axis_off()
+    for axes, game in zip(panels, regime.games, strict=False):
+        for label in drawn:
+            runs = [results[regime.title, game, label][seed] for seed in range(seeds)]
+            x = np.linspace(runs[0].n / POINTS, runs[0].n, POINTS).astype(int)
+            middle, half = np.array(
+                [interval(column) for column in (np.array([r.curve for r in runs]) / x).T]
+            ).T
+            style = "-" if label in ours else "--"
+            (line,) = axes.plot(x, middle, style, label=label, linewidth=1.3)
+            axes.fill_between(
+                x, middle - half, middle + half, color=line.get_color(), alpha=0.15, linewidth=0
+            )
+        axes.set(title=game, ylim=(0, None))
+        axes.grid(alpha=0.3)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)))
+    figure.supxlabel("visits")
+    figure.supylabel("earned a visit so far")
+    figure.savefig(path, dpi=110)
+
+
+def show(regime: Regime, results: Results, seeds: int, console: Console, folder: str | None) -> None:
+    """The tables of a regime, and its picture."""
+    found = standings(regime, results, seeds, [*regime.games])
+    groups: dict[str, Any] = {}
+    if regime.family == "immediate":
+        for name, those in (("tuning", datasets.TUNING), ("held out", datasets.HELD_OUT)):
+            if games := [game for game in regime.games if game in those]:
+                groups[name] = standings(regime, results, seeds, games)
+    n = max(runs[0].n for (title, _, _), runs in results.items() if title == regime.title and 0 in runs)
+    console.print(f"\n### {regime.title}: {len(regime.games)} games, at most {n:,} visits, {seeds} seeds\n")
+    console.print(by_contestant(found, groups))
+    if len(regime.games) > 1 and regime.family in ("immediate", "traffic"):
+        console.print(by_game(regime, found, results, seeds))
+    if folder:
+        name = "".join(letter if letter.isalnum() else "-" for letter in regime.title)
+        plot(regime, found, results, seeds, Path(folder, f"{name}.png"))
+
+
+@click.command(help=__doc__)
+@click.argument("contestants", nargs=-1)
+@click.option("--seeds", default=5, show_default=True)
+@click.option(
+    "--visits", "n", default=2000, show_default=True, help="Of a set at most; five times as many of ads."
+)
+@click.option(
+    "--on", multiple=True, help="Families of regimes: immediate, in flight, drift, traffic, silence."
+)
+@click.option("--quick", is_flag=True, help="Two seeds, 100 visits: whether it runs, not who wins.")
+@click.option("--results", "path", metavar="FILE", help="JSON Lines: what is there is not played again.")
+@click.option("--budget", default=inf, help="Seconds of CPU after which nothing more is played.")
+@click.option("--plot", "folder", metavar="FOLDER", help="Draw the curves, a PNG for each regime.")
+def main(contestants, *, seeds: int, n: int, on, quick: bool, path, budget: float, folder) -> None:
+    seeds, n = (2, 100) if quick else (seeds, n)
+    file = Path(path) if path else None
+    results: Results = {}
+    if file and file.exists():
+        for line in file.read_text().splitlines():
+            title, game, label, seed, run = json.loads(line)
+            results.setdefault((title, game, label), {})[seed] = Run(*run)
+
+    def keep(*played: Any) -> None:
+        if file:
+            with file.open("a") as lines:
+                lines.write(json.dumps(played) + "\n")
+        if time.process_time() > budget:
+            raise SystemExit("the budget is spent")
+
+    console = Console(width=240, highlight=False)
+    for regime in regimes(n, quick):
+        if on and regime.family not in on:
+            continue
+        there = [label for label, each in regime.contestants.items() if not each.missing]
+        labels = [label for label in there if not contestants or label in contestants]
+        if labels:
+            compete(regime, labels, seeds, results, keep)
+            show(regime, results, seeds, console, folder)
+    if missing := [label for label, each in CONTESTANTS.items() if each.missing]:
+        console.print(f"\nNot installed: {', '.join(missing)}.")
+
+
+if __name__ == "__main__":
+    main()
