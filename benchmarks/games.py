@@ -115,7 +115,7 @@ class Traffic:
 
 
 def vectors(rows: Sequence[Features]) -> Floats:
-    """Contexts as numbers, shape (n_rows, n_columns): a column for each number and for each word that occurs.
+    """Contexts as numbers, shape (n_rows, n_columns): a column for each number and word, and one of ones.
 
     Standardised over all of them, which nobody could know at the first visit: a gift to those who need it.
     """
@@ -123,4 +123,5 @@ def vectors(rows: Sequence[Features]) -> Floats:
     names = sorted({name for row in named for name in row})
     found = np.array([[row.get(name, 0.0) for name in names] for row in named])
     spread = found.std(axis=0)
-    return (found - found.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    scaled = (found - found.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    return np.hstack([scaled, np.ones((len(rows), 1))])

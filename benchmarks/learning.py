@@ -14,8 +14,9 @@ Sets in `datasets.TUNING` may have been looked at while something here was tuned
   window only, and clicks after it are lost. "wait" learns when it knows; "twice" learns nothing earned at
   once, and the click when it comes as if it were another visit; "undone" takes back the first at the second.
 
-Needs `pip install -e '.[learning]'`; contextualbandits has no wheels and needs a compiler, so it is not part
-of that. Who is not installed does not play. `--results` keeps what was played, so that a run can go on.
+Needs `pip install -e '.[learning]'`, and for contextualbandits, which has no wheels, a compiler and `pip
+install contextualbandits`. Who is not installed does not play. `--results` keeps what was played, so that a
+run can go on.
 """
 
 from __future__ import annotations
@@ -119,36 +120,34 @@ def sets(names: Iterable[str], change: str = "") -> dict[str, MakeGame]:
 
 
 def traffic(*, n: int = 0, **options: Any) -> MakeGame:
-    """Ads; never more than `n` visits, if that is given."""
-    return lambda seed, visits: Traffic(seed, min(n or visits, visits), **options)
+    """Ads; so many visits, if that is given."""
+    return lambda seed, visits: Traffic(seed, n or visits, **options)
 
 
 def regimes(n: int, quick: bool) -> list[Regime]:
-    """All that is played, with `n` visits a set and five times as many of ads."""
-    quickly = {name: each for name, each in CONTESTANTS.items() if not each.slow}
-    flexible = {name: each for name, each in quickly.items() if not each.fixed}
+    """All that is played, with `n` visits a set and two and a half times as many of ads."""
+    few = {label: CONTESTANTS[label] for label in learners.FEW}
     found = [
         Regime("immediate", "immediate feedback", sets(datasets.SETS), partial(later, 0), CONTESTANTS, n)
     ]
-    some = ("digits", "imagesegments", "letter", "satellite", "dna")
+    some = ("imagesegments", "letter", "satellite")
     for k in (10, 100, 500):
-        found.append(Regime("in flight", f"{k} in flight", sets(some), partial(later, k), quickly, n))
+        found.append(Regime("in flight", f"{k} in flight", sets(some), partial(later, k), few, n))
     for change in ("abrupt", "slow"):
-        games = sets(some, change)
-        found.append(Regime("drift", f"{change} change", games, partial(later, 0), quickly, n))
+        found.append(Regime("drift", f"{change} change", sets(some, change), partial(later, 0), few, n))
     worlds = {
         "10 ads, .5 %": traffic(ads=10, rate=0.005),
         "10 ads, 5 %": traffic(ads=10, rate=0.05),
         "100 ads, 1 %": traffic(ads=100, rate=0.01),
         "100 ads, 2 %, arriving": traffic(ads=100, rate=0.02, arriving=True),
         "100 ads, 2 %, abrupt": traffic(ads=100, rate=0.02, abrupt=True),
-        "1,000 ads, 1 %": traffic(ads=1000, rate=0.01, n=2 * n),
+        "1,000 ads, 1 %": traffic(ads=1000, rate=0.01, n=n),
     }
-    found.append(Regime("traffic", "traffic", worlds, partial(later, 0), flexible, 5 * n))
-    world = {"20 ads, 2 %": traffic(ads=20, rate=0.02)}
-    for title, delay, window in (("soon", n / 40, n), ("late", n / 2, n)):
+    found.append(Regime("traffic", "traffic", worlds, partial(later, 0), few, 5 * n // 2))
+    world = {"20 ads, 5 %": traffic(ads=20, rate=0.05)}
+    for title, delay, window in (("soon", n / 40, n / 2), ("late", n / 4, n / 2)):
         told = partial(silence, delay, window)
-        found.append(Regime("silence", f"clicks come {title}", world, told, learners.SILENCE, 5 * n))
+        found.append(Regime("silence", f"clicks come {title}", world, told, learners.SILENCE, 5 * n // 2))
     if not quick:
         return found
     kept = {"phishing", "imagesegments", "10 ads, 5 %", "100 ads, 2 %, arriving", *world}  # always there
@@ -163,8 +162,8 @@ Results = dict[tuple[str, str, str], dict[int, Run]]  # (regime's title, game, c
 
 def compete(regime: Regime, labels: Sequence[str], seeds: int, results: Results, keep: Callable[..., None]):
     """Every contestant in every game, as far as it was not played yet."""
-    for game, make in regime.games.items():
-        for seed in range(seeds):
+    for seed in range(seeds):
+        for game, make in regime.games.items():
             made = None
             for label in labels:
                 runs = results.setdefault((regime.title, game, label), {})
@@ -263,7 +262,7 @@ def by_game(regime: Regime, found: dict[str, Standing], results: Results, seeds:
 
 
 def plot(regime: Regime, found: dict[str, Standing], results: Results, seeds: int, path: Path) -> None:
-    """What was earned a visit so far, in each game: the five best of ours and the five best of the peers."""
+    """What was earned a visit so far, in each game: the four best of ours and of the peers."""
     ours = [label for label in found if label in learners.OURS]
     drawn = [*ours[:4], *[label for label in found if label not in ours][:4]]
     if DEFAULT in ours and DEFAULT not in drawn:
@@ -275,21 +274,23 @@ def plot(regime: Regime, found: dict[str, Standing], results: Results, seeds: in
     for axes in panels[len(regime.games) :]:
         axes.set_axis_off()
     for axes, game in zip(panels, regime.games, strict=False):
+        top = 0.0
         for label in drawn:
             runs = [results[regime.title, game, label][seed] for seed in range(seeds)]
             x = np.linspace(runs[0].n / POINTS, runs[0].n, POINTS).astype(int)
             middle, half = np.array(
                 [interval(column) for column in (np.array([r.curve for r in runs]) / x).T]
             ).T
+            top = max(top, float(middle.max()))
             style = "-" if label in ours else "--"
             (line,) = axes.plot(x, middle, style, label=label, linewidth=1.3)
             axes.fill_between(
                 x, middle - half, middle + half, color=line.get_color(), alpha=0.15, linewidth=0
             )
-        axes.set(title=game, ylim=(0, None))
+        axes.set(title=game, ylim=(0, 1.25 * top))
         axes.grid(alpha=0.3)
     handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)))
+    figure.legend(handles, names, loc="outside upper center", ncols=min(5, len(names)))
     figure.supxlabel("visits")
     figure.supylabel("earned a visit so far")
     figure.savefig(path, dpi=110)
@@ -317,7 +318,7 @@ def show(regime: Regime, results: Results, seeds: int, console: Console, folder:
 @click.argument("contestants", nargs=-1)
 @click.option("--seeds", default=5, show_default=True)
 @click.option(
-    "--visits", "n", default=2000, show_default=True, help="Of a set at most; five times as many of ads."
+    "--visits", "n", default=2000, show_default=True, help="Of a set at most; 2.5 times as many of ads."
 )
 @click.option(
     "--on", multiple=True, help="Families of regimes: immediate, in flight, drift, traffic, silence."

@@ -1,4 +1,4 @@
-"""The pieces of benchmarks/serving.py do what its table says they do. How fast they are is no test."""
+"""What benchmarks/serving.py and learning.py are made of does what their tables say. How fast is no test."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ import json
 import shutil
 import sys
 import urllib.error
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import falcon_routes
+import games
+import learners
+import learning
 import load
 import serving
 import workload
 
 from banditads import api
+from banditads.events import Ad
 
 CATALOG = [{"id": ad.id, "features": ad.features} for ad in workload.ads(3)]
 VISITOR = {"context": workload.contexts(1)[0]}
@@ -143,3 +150,162 @@ def test_the_picture_is_drawn_from_what_was_measured(tmp_path):
     costs = {(serving.OURS, "choose", count): {0: float(count)} for count in (10, 100)}
     serving.plot(str(tmp_path / "cost.png"), costs, {})
     assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
+
+
+class Words:
+    """Two kinds of visitors in turn; the first ad is right for one, the second for the other."""
+
+    ads = (Ad("a"), Ad("b"))
+
+    def __init__(self, n):
+        self.n = n
+
+    def visits(self):
+        for number in range(self.n):
+            kind = number * 7 % 5 % 2
+            yield games.Visit(number, {"kind": "xy"[kind]}, np.array([kind, 1.0]), self.ads, np.eye(2)[kind])
+
+
+AT_ONCE = partial(learning.later, 0)
+
+
+@pytest.mark.parametrize("label", learners.CONTESTANTS)
+def test_a_contestant_learns_who_likes_what_unless_it_sees_no_visitor(label):
+    contestant = learners.CONTESTANTS[label]
+    if contestant.missing:
+        pytest.skip(f"no {contestant.needs}")
+    n = 300
+    curve = learning.play(contestant, Words(n), 0, AT_ONCE).curve
+    late = (curve[-1] - curve[learning.POINTS // 2 - 1]) / (n / 2)
+    blind = label in ("coba UCB", "River ThompsonSampling", "thompson", "uniform")
+    assert 0.25 < late < 0.75 if blind else late > 0.6
+
+
+class Spy:
+    """Shows the first ad, and writes down what it is told."""
+
+    def __init__(self, game, seed):
+        self.told, self.number = [], -1
+
+    def choose(self, visit):
+        self.number = visit.number
+        return 0, visit.number
+
+    def learn(self, ticket, reward):
+        self.told.append((ticket, self.number, reward))
+
+
+def spied(told, n=400, way="wait"):
+    spies = []
+
+    def make(game, seed):
+        spies.append(Spy(game, seed))
+        return spies[0]
+
+    learning.play(learners.Contestant(make, way=way), Words(n), 0, told)
+    return spies[0].told
+
+
+@pytest.mark.parametrize("k", [0, 1, 10])
+def test_so_many_outcomes_are_in_flight_when_the_next_one_is_chosen(k):
+    told = spied(partial(learning.later, k), n=50)
+    assert [ticket for ticket, _, _ in told] == [*range(49 - k)]
+    assert {number - ticket for ticket, number, _ in told} == {k}
+
+
+def test_silence_is_known_at_the_end_of_the_window_and_late_clicks_are_lost():
+    right = {visit.number for visit in Words(400).visits() if visit.chances[0]}
+    told = spied(partial(learning.silence, 20.0, 50.0))
+    clicks = {ticket: number - ticket for ticket, number, reward in told if reward}
+    silent = {ticket: number - ticket for ticket, number, reward in told if not reward}
+    assert clicks.keys() | silent.keys() >= {*range(340)}
+    assert clicks.keys() < right
+    assert {*silent.values()} == {50}
+    assert len({*clicks.values()}) > 20
+    assert max(clicks.values()) < 51
+    assert 0.04 < len(right & silent.keys()) / len(right) < 0.14  # exp(-50 / 20) is .08
+
+
+def test_silence_that_is_learned_at_once_is_told_at_once_and_the_click_again():
+    waited = spied(partial(learning.silence, 20.0, 50.0))
+    told = spied(partial(learning.silence, 20.0, 50.0), way="twice")
+    assert [(ticket, number) for ticket, number, reward in told if not reward] == [(n, n) for n in range(399)]
+    assert [each for each in told if each[2]] == [each for each in waited if each[2]]
+
+
+@pytest.mark.parametrize("policy", ["linucb", "thompson"])
+def test_a_click_that_undoes_its_silence_leaves_what_waiting_would_have(policy):
+    (visit,) = Words(1).visits()
+    found = []
+    for make, rewards in (
+        (learners.Undone, (0.0, 1.0)),
+        (learners.Ours, (1.0,)),
+        (learners.Twice, (0.0, 1.0)),
+    ):
+        learner = make(Words(1), 0, policy=policy)
+        _, ticket = learner.choose(visit)
+        for reward in rewards:
+            learner.learn(ticket, reward)
+        found.append(learner.engine.state.policy.dump())
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_ratio_is_to_the_best_single_policy_of_each_game_in_hindsight():
+    earned = {"one": [(2, 4), (6, 8)], "other": [(4, 6), (3, 3)], "both": [(5, 6), (6, 8)]}  # game, seed
+    contestants = {label: learners.Contestant(Spy, single=label != "both") for label in earned}
+    regime = learning.Regime("f", "t", dict.fromkeys("gh"), AT_ONCE, contestants, 10)
+    results = {
+        ("t", game, label): {seed: learning.Run([float(each[at][seed])], 10, 1e-5) for seed in range(2)}
+        for label, each in earned.items()
+        for at, game in enumerate("gh")
+    }
+    found = learning.standings(regime, results, 2, "gh")
+    assert [*found] == ["both", "one", "other"]
+    assert found["both"].ratio[0] == pytest.approx((5 / 4 + 6 / 6 + 1 + 1) / 4)
+    assert found["other"].worst == (pytest.approx((3 / 6 + 3 / 8) / 2), "h")
+    per_seed = np.array([(2 / 4 + 1) / 2, (4 / 6 + 1) / 2])
+    assert found["one"].ratio == pytest.approx(
+        (per_seed.mean(), 12.7062 * per_seed.std(ddof=1) / np.sqrt(2)), rel=1e-4
+    )
+    assert found["one"].cpu == pytest.approx(1.0)
+
+
+def test_no_class_keeps_its_ad_when_the_world_changes():
+    table = learning.table_of("imagesegments")
+
+    def right(change):
+        return np.array(
+            [each.chances.argmax() for each in games.Right(table, 3, 700, change=change).visits()]
+        )
+
+    still, abrupt, slow = right(""), right("abrupt"), right("slow")
+    assert (still == table.right[games.datasets.rounds(table, 3, 700)]).all()
+    assert (still == abrupt).tolist() == [True] * 350 + [False] * 350
+    assert 0.4 < (still == slow).mean() < 0.6
+    assert (still == slow)[:50].all()
+    assert not (still == slow)[-50:].any()
+
+
+def test_ads_come_and_go_and_a_random_one_earns_what_was_asked_for():
+    game = games.Traffic(1, 2000, ads=20, rate=0.02, arriving=True)
+    visits = [*game.visits()]
+    there = [{ad.id for ad in each.ads} for each in visits]
+    assert len(set().union(*there)) > 80
+    assert 10 < np.mean([len(each) for each in there]) < 30
+    assert all(len(each.ads) == len(each.chances) > 0 for each in visits)
+    assert np.mean([each.chances.mean() for each in visits]) == pytest.approx(0.02, rel=0.25)
+    assert np.mean([each.chances.max() for each in visits]) > 0.04
+
+
+def test_a_quick_run_of_everything_prints_its_tables_and_a_second_one_goes_on_from_its_results(tmp_path):
+    pytest.importorskip("matplotlib")
+    results = tmp_path / "results"
+    asked = ["--quick", "uniform", "thompson", "thompson, wait", "--results", str(results)]
+    ran = CliRunner().invoke(learning.main, asked, catch_exceptions=False)
+    assert ran.stdout.count("###") == len(learning.regimes(1, True))
+    assert "**thompson**" in ran.stdout
+    played, asked = results.read_text(), [*asked, "--on", "drift", "--plot", str(tmp_path)]
+    again = CliRunner().invoke(learning.main, asked, catch_exceptions=False)
+    assert again.stdout.split("###")[1].strip() in ran.stdout
+    assert results.read_text() == played
+    assert len([*tmp_path.glob("*.png")]) == again.stdout.count("###") == 2
