@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from heapq import heappop, heappush
-from math import inf, log
+from math import log
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -248,8 +248,9 @@ def by_contestant(found: dict[str, Standing], groups: dict[str, dict[str, Standi
 
 
 def by_game(regime: Regime, found: dict[str, Standing], results: Results, seeds: int) -> Table:
-    """The best single policy of each game, and everybody who is ours beside it."""
-    shown = [label for label in found if label in learners.OURS][:5]
+    """The best single policy of each game, and beside it the default and the best of ours."""
+    ours = [label for label in found if label in learners.OURS]
+    shown = [*dict.fromkeys([DEFAULT, *ours])][:5] if DEFAULT in found else ours[:5]
     rows = []
     for game in regime.games:
         singles = [label for label in found if regime.contestants[label].single]
@@ -325,9 +326,8 @@ def show(regime: Regime, results: Results, seeds: int, console: Console, folder:
 )
 @click.option("--quick", is_flag=True, help="Two seeds, 100 visits: whether it runs, not who wins.")
 @click.option("--results", "path", metavar="FILE", help="JSON Lines: what is there is not played again.")
-@click.option("--budget", default=inf, help="Seconds of CPU after which nothing more is played.")
 @click.option("--plot", "folder", metavar="FOLDER", help="Draw the curves, a PNG for each regime.")
-def main(contestants, *, seeds: int, n: int, on, quick: bool, path, budget: float, folder) -> None:
+def main(contestants, *, seeds: int, n: int, on, quick: bool, path, folder) -> None:
     seeds, n = (2, 100) if quick else (seeds, n)
     file = Path(path) if path else None
     results: Results = {}
@@ -340,8 +340,6 @@ def main(contestants, *, seeds: int, n: int, on, quick: bool, path, budget: floa
         if file:
             with file.open("a") as lines:
                 lines.write(json.dumps(played) + "\n")
-        if time.process_time() > budget:
-            raise SystemExit("the budget is spent")
 
     console = Console(width=240, highlight=False)
     for regime in regimes(n, quick):
