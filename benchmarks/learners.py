@@ -31,7 +31,7 @@ from vowpalwabbit import Workspace
 from banditads import policies
 from banditads.choosing import Request
 from banditads.engine import Engine
-from banditads.events import Ad, Chosen, Features
+from banditads.events import Chosen, Features
 from banditads.features import tokens
 from banditads.journal import connect
 from banditads.sampling import pick, uniform
@@ -55,10 +55,10 @@ class Learner(Protocol):
 class Ours:
     """The engine with a policy."""
 
-    def __init__(self, game: Game, seed: int, *, policy: str, **options: Any) -> None:
+    def __init__(self, game: Game, seed: int, *, policy: str, silence: str = "wait", **options: Any) -> None:
         self.now, self.ads = 0.0, ()
         self.engine = Engine(
-            State(policy, options, wait=FOREVER),
+            State(policy, options, wait=FOREVER, silence=silence),
             connect("memory:"),
             ids=EventIds(b"k" * 32),
             clock=lambda: self.now,
@@ -85,38 +85,25 @@ class Ours:
         self.engine.journal.drop_before(self.engine.state.applied)  # not what is measured here
 
 
-class Twice(Ours):
-    """Ours where silence is learned at once, and a click later as if it were another visit."""
-
-    def __init__(self, game: Game, seed: int, **options: Any) -> None:
-        super().__init__(game, seed, **options)
-        self.known: dict[str, Any] = {}
-
-    def learn(self, ticket: str, reward: float) -> None:
-        """First 0, perhaps later 1."""
-        if ticket not in self.known:
-            self.known[ticket] = self.engine.state.joiner.open[ticket]
-            super().learn(ticket, reward)
-        else:
-            self.again(self.engine.state.policy, self.known[ticket].choice, self.known[ticket].ads)
-
-    def again(self, policy: Any, choice: Chosen, ads: tuple[Ad, ...]) -> None:
-        """The click."""
-        policy.learn(choice.context, ads, choice.pick, 1.0, choice.probability)
-
-
-class Undone(Twice):
+class Undone(Ours):
     """Ours where silence is learned at once, and is taken back when the click comes: where sums allow it."""
 
-    def again(self, policy: Any, choice: Chosen, ads: tuple[Ad, ...]) -> None:
-        """As if the reward had been 1 from the beginning."""
-        arm = policy.arms[choice.ad_id]
-        if isinstance(arm, proba.Beta):
-            arm.alpha, arm.beta = arm.alpha + 1, arm.beta - 1
-        else:  # a regression by sums: only the one of features times reward knows the reward
-            for feature, value in policy._vector(choice.context).items():
-                arm._eta_arr[arm._idx[feature]] += value
-            arm._m_dirty = True
+    def __init__(self, game: Game, seed: int, **options: Any) -> None:
+        super().__init__(game, seed, silence="immediate", **options)
+
+    def learn(self, ticket: str, reward: float) -> None:
+        """As if the reward had been known at the choice."""
+        state = self.engine.state
+        choice = state.joiner.open[ticket].choice
+        super().learn(ticket, 0.0)  # was learned
+        if reward:
+            arm = state.policy.arms[choice.ad_id]
+            if isinstance(arm, proba.Beta):
+                arm.alpha, arm.beta = arm.alpha + 1, arm.beta - 1
+            else:  # a regression by sums: only the one of features times reward knows the reward
+                for feature, value in state.policy._vector(choice.context).items():
+                    arm._eta_arr[arm._idx[feature]] += value
+                arm._m_dirty = True
 
 
 class VW:
@@ -251,7 +238,6 @@ class Contestant(NamedTuple):
     make: Callable[[Game, int], Learner]
     needs: str = ""  # a module
     single: bool = True  # not made of several policies or models: may be "the best single policy"
-    way: str = "wait"  # what silence is to it, see `learning.py`
 
     @property
     def missing(self) -> bool:
@@ -322,10 +308,13 @@ FEW = [
     "gittins",
 ]
 
-SILENCE = {f"{name}, wait": each for name, each in OURS.items() if name in policies.names()}
-for _way, _made in (("twice", Twice), ("undone", Undone)):
-    SILENCE |= {
-        f"{_name}, {_way}": Contestant(partial(_made, policy=_name), way=_way)
-        for _name in policies.names()
-        if _way == "twice" or _name in ("linucb", "thompson")
-    }
+SILENCE = {
+    f"{name}, {way}": Contestant(make, single=name not in COMBINED)
+    for name in policies.names()
+    for way, make in (
+        ("wait", OURS[name].make),
+        ("immediate", partial(Ours, policy=name, silence="immediate")),
+        ("undone", partial(Undone, policy=name)),
+    )
+    if way != "undone" or name in ("linucb", "thompson")
+}

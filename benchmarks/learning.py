@@ -11,8 +11,8 @@ Sets in `datasets.TUNING` may have been looked at while something here was tuned
 
 * *Feedback in flight*: the outcome of a choice is told so many visits later.
 * *Silence*: a click comes after a while (exponentially distributed), its absence is known at the end of a
-  window only, and clicks after it are lost. "wait" learns when it knows; "twice" learns nothing earned at
-  once, and the click when it comes as if it were another visit; "undone" takes back the first at the second.
+  window only, and clicks after it are lost. "wait" and "immediate" are the server's `--silence`; "undone" is
+  as immediate, but the click takes back what was learned at the choice (Ktena et al. 2019, arXiv:1907.06558).
 
 Needs `pip install -e '.[learning]'`, and for contextualbandits, which has no wheels, a compiler and `pip
 install contextualbandits`. Who is not installed does not play. `--results` keeps what was played, so that a
@@ -46,22 +46,19 @@ from banditads import report
 from banditads.sampling import uniform
 
 POINTS = 50  # of a curve
-Told = list[tuple[float, float]]  # (visits from now, reward)
+Told = tuple[float, float]  # visits from now, reward
 MakeGame = Callable[[int, int], Game]  # from a seed and a number of visits
 
 
-def later(k: int, way: str, clicked: bool, dice: float) -> Told:
+def later(k: int, clicked: bool, dice: float) -> Told:
     """Everything is known after `k` more visits."""
-    return [(k, float(clicked))]
+    return k, float(clicked)
 
 
-def silence(delay: float, window: float, way: str, clicked: bool, dice: float) -> Told:
+def silence(delay: float, window: float, clicked: bool, dice: float) -> Told:
     """A click comes after `delay` visits on average and counts within the window."""
     after = -delay * log(1 - dice)
-    clicked = clicked and after < window
-    if way == "wait":
-        return [(after, 1.0) if clicked else (window, 0.0)]
-    return [(0.0, 0.0), *[(after, 1.0)] * clicked]
+    return (after, 1.0) if clicked and after < window else (window, 0.0)
 
 
 class Regime(NamedTuple):
@@ -70,7 +67,7 @@ class Regime(NamedTuple):
     family: str
     title: str
     games: dict[str, MakeGame]
-    told: Callable[[str, bool, float], Told]  # (contestant's way, whether clicked, dice)
+    told: Callable[[bool, float], Told]  # (whether clicked, dice)
     contestants: dict[str, Contestant]
     n: int
 
@@ -88,22 +85,21 @@ class Run(NamedTuple):
         return self.curve[-1] / self.n
 
 
-def play(contestant: Contestant, game: Game, seed: int, told: Callable[[str, bool, float], Told]) -> Run:
+def play(contestant: Contestant, game: Game, seed: int, told: Callable[[bool, float], Told]) -> Run:
     """Visitors come, are shown an ad, and click or do not; outcomes are told when they are due."""
     learner = contestant.make(game, seed)
     earned, due, cpu = np.zeros(game.n), [], 0.0
     for visit in game.visits():
         started = time.process_time()
         while due and due[0][0] < visit.number:
-            _, _, _, ticket, reward = heappop(due)
+            _, _, ticket, reward = heappop(due)
             learner.learn(ticket, reward)
         place, ticket = learner.choose(visit)
         cpu += time.process_time() - started
         earned[visit.number] = visit.chances[place]
         clicked = bool(uniform(f"click {visit.number}", f"seed {seed}") < visit.chances[place])
-        dice = uniform(f"delay {visit.number}", f"seed {seed}")
-        for order, (after, reward) in enumerate(told(contestant.way, clicked, dice)):
-            heappush(due, (visit.number + after, visit.number, order, ticket, reward))
+        after, reward = told(clicked, uniform(f"delay {visit.number}", f"seed {seed}"))
+        heappush(due, (visit.number + after, visit.number, ticket, reward))
     ends = np.linspace(game.n / POINTS, game.n, POINTS).astype(int)
     return Run(earned.cumsum()[ends - 1].tolist(), game.n, cpu)
 
@@ -131,10 +127,11 @@ def regimes(n: int, quick: bool) -> list[Regime]:
         Regime("immediate", "immediate feedback", sets(datasets.SETS), partial(later, 0), CONTESTANTS, n)
     ]
     some = ("imagesegments", "letter", "satellite")
+    steady = few | {"River LinUCBDisjoint": CONTESTANTS["River LinUCBDisjoint"]}
     for k in (10, 100, 500):
-        found.append(Regime("in flight", f"{k} in flight", sets(some), partial(later, k), few, n))
+        found.append(Regime("in flight", f"{k} in flight", sets(some), partial(later, k), steady, n))
     for change in ("abrupt", "slow"):
-        found.append(Regime("drift", f"{change} change", sets(some, change), partial(later, 0), few, n))
+        found.append(Regime("drift", f"{change} change", sets(some, change), partial(later, 0), steady, n))
     worlds = {
         "10 ads, .5 %": traffic(ads=10, rate=0.005),
         "10 ads, 5 %": traffic(ads=10, rate=0.05),

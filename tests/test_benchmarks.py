@@ -195,14 +195,14 @@ class Spy:
         self.told.append((ticket, self.number, reward))
 
 
-def spied(told, n=400, way="wait"):
+def spied(told, n=400):
     spies = []
 
     def make(game, seed):
         spies.append(Spy(game, seed))
         return spies[0]
 
-    learning.play(learners.Contestant(make, way=way), Words(n), 0, told)
+    learning.play(learners.Contestant(make), Words(n), 0, told)
     return spies[0].told
 
 
@@ -226,26 +226,18 @@ def test_silence_is_known_at_the_end_of_the_window_and_late_clicks_are_lost():
     assert 0.04 < len(right & silent.keys()) / len(right) < 0.14  # exp(-50 / 20) is .08
 
 
-def test_silence_that_is_learned_at_once_is_told_at_once_and_the_click_again():
-    waited = spied(partial(learning.silence, 20.0, 50.0))
-    told = spied(partial(learning.silence, 20.0, 50.0), way="twice")
-    assert [(ticket, number) for ticket, number, reward in told if not reward] == [(n, n) for n in range(399)]
-    assert [each for each in told if each[2]] == [each for each in waited if each[2]]
-
-
 @pytest.mark.parametrize("policy", ["linucb", "thompson"])
 def test_a_click_that_undoes_its_silence_leaves_what_waiting_would_have(policy):
     (visit,) = Words(1).visits()
     found = []
-    for make, rewards in (
-        (learners.Undone, (0.0, 1.0)),
-        (learners.Ours, (1.0,)),
-        (learners.Twice, (0.0, 1.0)),
+    for make, options in (
+        (learners.Undone, {}),
+        (learners.Ours, {}),
+        (learners.Ours, {"silence": "immediate"}),
     ):
-        learner = make(Words(1), 0, policy=policy)
+        learner = make(Words(1), 0, policy=policy, **options)
         _, ticket = learner.choose(visit)
-        for reward in rewards:
-            learner.learn(ticket, reward)
+        learner.learn(ticket, 1.0)
         found.append(learner.engine.state.policy.dump())
     assert found[0] == found[1] != found[2]
 
