@@ -115,9 +115,9 @@ def sets(names: Iterable[str], change: str = "") -> dict[str, MakeGame]:
     return {name: lambda seed, n, name=name: Right(table_of(name), seed, n, change=change) for name in names}
 
 
-def traffic(*, n: int = 0, **options: Any) -> MakeGame:
-    """Ads; so many visits, if that is given."""
-    return lambda seed, visits: Traffic(seed, n or visits, **options)
+def traffic(**options: Any) -> MakeGame:
+    """Ads."""
+    return lambda seed, n: Traffic(seed, n, **options)
 
 
 def regimes(n: int, quick: bool) -> list[Regime]:
@@ -138,9 +138,11 @@ def regimes(n: int, quick: bool) -> list[Regime]:
         "100 ads, 1 %": traffic(ads=100, rate=0.01),
         "100 ads, 2 %, arriving": traffic(ads=100, rate=0.02, arriving=True),
         "100 ads, 2 %, abrupt": traffic(ads=100, rate=0.02, abrupt=True),
-        "1,000 ads, 1 %": traffic(ads=1000, rate=0.01, n=n),
     }
     found.append(Regime("traffic", "traffic", worlds, partial(later, 0), few, 5 * n // 2))
+    many = {label: few[label] for label in few if label not in learners.SLOW}
+    crowd = {"1,000 ads, 5 %": traffic(ads=1000, rate=0.05)}
+    found.append(Regime("traffic", "1,000 ads", crowd, partial(later, 0), many, n))
     world = {"20 ads, 5 %": traffic(ads=20, rate=0.05)}
     for title, delay, window in (("soon", n / 40, n / 2), ("late", n / 4, n / 2)):
         told = partial(silence, delay, window)
@@ -148,10 +150,8 @@ def regimes(n: int, quick: bool) -> list[Regime]:
     if not quick:
         return found
     kept = {"phishing", "imagesegments", "10 ads, 5 %", "100 ads, 2 %, arriving", *world}  # always there
-    return [
-        each._replace(games={name: game for name, game in each.games.items() if name in kept})
-        for each in found
-    ]
+    those = ({name: game for name, game in each.games.items() if name in kept} for each in found)
+    return [each._replace(games=games) for each, games in zip(found, those, strict=True) if games]
 
 
 Results = dict[tuple[str, str, str], dict[int, Run]]  # (regime's title, game, contestant) -> by seed
