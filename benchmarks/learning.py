@@ -144,9 +144,10 @@ def regimes(n: int, quick: bool) -> list[Regime]:
     crowd = {"1,000 ads, 5 %": traffic(ads=1000, rate=0.05)}
     found.append(Regime("traffic", "1,000 ads", crowd, partial(later, 0), many, n))
     world = {"20 ads, 5 %": traffic(ads=20, rate=0.05)}
-    for title, delay, window in (("soon", n / 40, n / 2), ("late", n / 4, n / 2)):
+    for delay, window in ((n / 80, n / 20), (n / 40, n / 2), (n / 4, n / 2)):
+        title = f"clicks after {delay:.0f} visits, window {window:,.0f}"
         told = partial(silence, delay, window)
-        found.append(Regime("silence", f"clicks come {title}", world, told, learners.SILENCE, 5 * n // 2))
+        found.append(Regime("silence", title, world, told, learners.SILENCE, 5 * n // 2))
     if not quick:
         return found
     kept = {"phishing", "imagesegments", "10 ads, 5 %", "100 ads, 2 %, arriving", *world}  # always there
