@@ -261,9 +261,9 @@ def by_game(regime: Regime, found: dict[str, Standing], results: Results, seeds:
 
 
 def plot(regime: Regime, found: dict[str, Standing], results: Results, seeds: int, path: Path) -> None:
-    """What was earned a visit so far, in each game: the four best of ours and of the peers."""
+    """What was earned a visit so far, in each game: the three best of ours and of the peers."""
     ours = [label for label in found if label in learners.OURS]
-    drawn = [*ours[:4], *[label for label in found if label not in ours][:4]]
+    drawn = [*ours[:3], *[label for label in found if label not in ours][:3]]
     if DEFAULT in ours and DEFAULT not in drawn:
         drawn.append(DEFAULT)
     across = min(4, len(regime.games))
@@ -292,7 +292,7 @@ def plot(regime: Regime, found: dict[str, Standing], results: Results, seeds: in
     figure.legend(handles, names, loc="outside upper center", ncols=min(5, len(names)))
     figure.supxlabel("visits")
     figure.supylabel("earned a visit so far")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
 
 
 def show(regime: Regime, results: Results, seeds: int, console: Console, folder: str | None) -> None:
