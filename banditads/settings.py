@@ -160,8 +160,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         int,
         Meta(
             description="Where more ads than this are eligible, a recommender proposes `proposals` of them, "
-            "and the policy decides among those.",
-            ge=500,
+            "and the policy decides among those. Below 500 only with a `recommender` that is named.",
+            ge=16,
             le=100_000,
             extra={"unit": "ads"},
         ),
@@ -462,6 +462,8 @@ def _check(settings: Settings) -> None:
     """What no single setting can know."""
     if not settings.reward_min < settings.reward_max:
         raise Misconfigured("setting reward_min must be below reward_max")
+    if settings.max_scored < 500 and not settings.recommender:
+        raise Misconfigured("setting max_scored must not be below 500 where no recommender is named")
     if settings.proposals > settings.max_scored:
         raise Misconfigured("setting proposals must not be above max_scored")
     if not _is_text(settings.salt) or len(settings.salt.encode()) > 64:

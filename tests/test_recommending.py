@@ -1,11 +1,13 @@
 """Recommenders in the state: when they learn, of whom, and that nothing of a user outlives their consent."""
 
+import math
+
 import msgspec
 import numpy as np
 import pytest
 from conftest import Clock, ids
 
-from banditads import replay
+from banditads import policies, replay
 from banditads.choosing import Request
 from banditads.engine import Engine
 from banditads.errors import Misconfigured
@@ -171,6 +173,17 @@ def test_a_policy_that_is_advised_decides_from_what_is_in_the_event(policy):
     pmf = before.policy.pmf(event.context, seen)
     expected = 0.99 * pmf / pmf.sum() + 0.01 / len(ads)
     np.testing.assert_allclose(list(event.propensities.values()), expected, rtol=1e-12)
+
+
+def test_a_policy_that_trusts_takes_the_recommender_at_its_word_until_rewards_say_otherwise():
+    policy = policies.make("vw", exploration="epsilon", epsilon=0.1, trust=1.0)
+    said = Advised(ADS, [-3.0 + (ad.id == "ad-7") for ad in ADS])
+    assert policy.pmf({"page": "a"}, said).argmax() == 7
+    assert policy.expected({"page": "a"}, said, 7) == pytest.approx(1 / (1 + math.exp(2)), abs=1e-4)
+    assert max(policy.pmf({"page": "a"}, tuple(ADS))) == pytest.approx(1 / len(ADS))  # nobody said anything
+    for number in range(300):
+        policy.learn({"page": "a"}, said, number % 12, float(number % 12 == 4), 1 / 12)
+    assert policy.pmf({"page": "a"}, said).argmax() == 4
 
 
 def test_the_policy_learns_what_it_was_told_and_the_recommender_does_not():

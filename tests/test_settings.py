@@ -95,6 +95,13 @@ def test_a_wrong_file_is_refused(tmp_path, text):
         load(str(tmp_path / "missing.toml"))
 
 
+def test_few_may_be_scored_where_a_recommender_learns_from_the_first_ad_on():
+    few = {"BANDITADS_MAX_SCORED": "100", "BANDITADS_PROPOSALS": "32"}
+    assert load("", {**few, "BANDITADS_RECOMMENDER": "hybrid"}).max_scored == 100
+    with pytest.raises(Misconfigured, match="max_scored"):
+        load("", few)
+
+
 def test_somebody_elses_environment_is_not_ours():
     assert load("", {"PATH": "/bin", "BANDIT": "1"}) == load()
 

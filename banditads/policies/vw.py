@@ -40,6 +40,7 @@ EXAMPLES: tuple[dict[str, Any], ...] = (
     {"exploration": "regcb", "mellowness": 0.001},
     {"exploration": "regcbopt", "mellowness": 0.0003, "bits": 20},
     {"exploration": "squarecb", "gamma_scale": 10.0, "interactions": ["UA", "UUA"]},
+    {"exploration": "epsilon", "trust": 1.0},
 )
 
 EXPLORATIONS = {
@@ -62,6 +63,7 @@ EACH_TIME = "--quiet --preserve_performance_counters"  # not kept in a model fil
 FAR = 5.0  # standard deviations: a number further off its mean counts as this far
 PLACES = 2**16  # scales that are kept; numbers whose names meet in one place share theirs
 ADVICE = ord("R")  # namespace of what a recommender says of an ad; crossed with nothing
+STEADY = 100.0  # sum of squared gradients that its weight begins with, if it is trusted: no click shakes it
 CB_LABEL = pylibvw.vw.lContextualBandit
 
 
@@ -119,6 +121,9 @@ class Policy:
     min_propensity
         "epsilon" and "softmax" learn from a lower propensity as if it were this one: no weight is above its
         inverse. Over 80 ads, "epsilon" earned 2.1 times uniform with 0.1 and 1.7 with 0.001.
+    trust
+        What a recommender's word is worth from the start, in [0, 10], if the policy is told it (the setting
+        `advise`): with 1 an ad is expected to earn what the recommender says, until rewards teach better.
     kept_ads
         Ads kept ready in VW's form, 31 KB each; others cost 25 us more at every request.
 
@@ -145,6 +150,7 @@ class Policy:
         bits: int = 18,
         interactions: Sequence[str] = ("UA",),
         min_propensity: float = 0.1,
+        trust: float = 0.0,
         kept_ads: int = 1000,
     ) -> None:
         check_ranges(
@@ -155,6 +161,7 @@ class Policy:
             ("learning_rate", learning_rate, 1e-6, 100.0),
             ("power_t", power_t, 0.0, 1.0),
             ("min_propensity", min_propensity, 1e-6, 1.0),
+            ("trust", trust, 0.0, 10.0),
             ("bits", bits, 8, 26),
             ("kept_ads", kept_ads, 1, 10**6),
         )
@@ -178,6 +185,10 @@ class Policy:
         self.learned = 0  # rewards
         self.scales: dict[int, Scale] = {}  # of the numbers in contexts, by hashed name
         self._start(Workspace(f"{self.command} {EACH_TIME}"))
+        if trust:
+            place = self._advice // self._vw.get_stride()
+            self._vw.set_weight(place, 0, -trust)  # of costs
+            self._vw.set_weight(place, 1, STEADY)
 
     def pmf(self, context: Features, ads: Sequence[Ad]) -> Floats:
         """VW's distribution over the ads, shape (n_ads,)."""
