@@ -31,8 +31,14 @@ rate. What it says is about ranking films among those that people do rate. It al
 date of rating, as if the opinion had been the same. Age, sex and occupation are the context, genres and year
 the film's features. Seeds change candidates and draws, not the people: intervals are of these 943 people.
 
-Sources: Coombs 1950 (ideal points); Harper, Konstan 2015 (MovieLens). MovieLens may not be redistributed; it
-is fetched from PyPI, where it is part of recbole, into a temporary folder.
+**`OpenBandit`** is the log of the Open Bandit Dataset whose ads were drawn evenly: 10,000 rounds of 80 items,
+38 clicks, no ids of visitors. A visit counts, and its contestant is told, only if it picks the ad that the
+log has, one in 80; the others did not happen. Seeds change the order. About 125 visits are left, with half a
+click: it is here to be seen, and ranks nobody.
+
+Sources: Li, Chu, Langford, Wang 2011 (arXiv:1003.5956, replay); Coombs 1950 (ideal points); Harper, Konstan
+2015 (MovieLens). MovieLens may not be redistributed; it is fetched from PyPI, where it is part of recbole,
+into a temporary folder.
 """
 
 from __future__ import annotations
@@ -50,6 +56,7 @@ from zipfile import ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from banditads import logs
 from banditads.events import Ad, Features
 from banditads.features import clean
 
@@ -83,8 +90,8 @@ class Audience(Protocol):
     def visits(self, n: int) -> Iterator[Visit]:
         """`n` visits in order of time."""
 
-    def shown(self, visit: Visit, place: int) -> None:
-        """The ad at this place was shown."""
+    def shown(self, visit: Visit, place: int, dice: float) -> float | None:
+        """What the ad at this place earns: 1 if it is clicked, else 0; None if nobody knows."""
 
 
 class Invented:
@@ -122,8 +129,9 @@ class Invented:
             chances = _sigmoid(self.bias + liked - self.strength * self._distances(user, when))
             yield Visit(number, when * DAYS * 86400, f"user-{user}", self.users[user], None, chances)
 
-    def shown(self, visit: Visit, place: int) -> None:
+    def shown(self, visit: Visit, place: int, dice: float) -> float | None:
         """People do not tire of an ad here."""
+        return float(dice < visit.chances[place])
 
     def _distances(self, user: int, when: float) -> Floats:
         place = (1 - when) * self.begin[user] + when * self.end[user]
@@ -190,9 +198,33 @@ class MovieLens:
             chances = np.array([self.liked[user][film] for film in films])
             yield Visit(number, at - start, f"user-{user}", self.people[user], films, chances)
 
-    def shown(self, visit: Visit, place: int) -> None:
+    def shown(self, visit: Visit, place: int, dice: float) -> float | None:
         """Nobody is shown a film twice."""
-        self.left[visit.user.removeprefix("user-")].remove(place)
+        user = visit.user.removeprefix("user-")
+        self.left[user].remove(place)
+        return self.liked[user][place]
+
+
+class OpenBandit:
+    """A log of ads that were drawn evenly. See above."""
+
+    rate = 0.004
+
+    def __init__(self, seed: int) -> None:
+        self.rounds = list(logs.read("random/all"))
+        np.random.default_rng(seed).shuffle(self.rounds)  # type: ignore[arg-type]
+        self.ads = tuple(self.rounds[0].ads)
+
+    def visits(self, n: int) -> Iterator[Visit]:
+        """As many of the 10,000 rounds. Time stands still, so that what nobody knows is never learned."""
+        unknown = np.full(len(self.ads), np.nan)
+        for number, settled in enumerate(self.rounds[:n]):
+            yield Visit(number, 0.0, "", settled.choice.context, None, unknown)
+
+    def shown(self, visit: Visit, place: int, dice: float) -> float | None:
+        """Known if the log has the same ad (Li et al. 2011)."""
+        settled = self.rounds[visit.number]
+        return settled.reward if settled.choice.ad_id == self.ads[place].id else None
 
 
 def fetched(run: Callable[[Path], None]) -> None:
