@@ -14,11 +14,13 @@ import pytest
 from click.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import audiences
 import falcon_routes
 import games
 import learners
 import learning
 import load
+import personalisation
 import serving
 import workload
 
@@ -303,3 +305,34 @@ def test_a_quick_run_of_everything_prints_its_tables_and_a_second_one_goes_on_fr
     assert again.stdout.split("###")[1].strip() in ran.stdout
     assert results.read_text() == played
     assert len([*tmp_path.glob("*.png")]) == again.stdout.count("###") == 2
+
+
+def test_visits_of_which_nobody_knows_are_neither_counted_nor_told():
+    class Half:
+        """A click on whatever is shown is known at every other visit."""
+
+        ads, rate = (Ad("a"), Ad("b")), 0.5
+
+        def visits(self, n):
+            for number in range(n):
+                yield audiences.Visit(number, 0.0, "", {}, None, np.full(2, np.nan))
+
+        def shown(self, visit, place, dice):
+            return None if visit.number % 2 else 1.0
+
+    told = []
+
+    class Contestant:
+        def choose(self, visit, ads):
+            return visit.number % 2
+
+        def reward(self, visit, value):
+            told.append((visit.number, value))
+
+    run = personalisation.play(lambda audience, seed: Contestant(), Half(), 0, 6)
+    assert told == [(0, 1.0), (2, 1.0), (4, 1.0)]
+    assert run.clicks.tolist()[::2] == [1.0] * 3
+    assert np.isnan(run.clicks[1::2]).all()
+    assert personalisation._mean(run.clicks) == 1.0
+    said = personalisation.compared({"a": [run, run], "b": [run, run]})
+    assert said == "b, less a +0.0000 ± 0.0000\n"
