@@ -21,6 +21,7 @@ def test_usage_errors_exit_2():
     banditads("replay", code=2)
     banditads("export", "random/men", code=2)
     banditads("serve", "--option", "epsilon", code=2)
+    banditads("serve", "--recommender-option", "prior", code=2)
 
 
 @pytest.fixture

@@ -170,6 +170,7 @@ def test_what_cannot_be_is_refused_by_name_with_exit_78(start, tmp_path):
         (["--policy", "nope"], "nope"),
         (["--option", "speed=9"], "speed"),
         (["--option", "learning_rate=true"], "learning_rate"),
+        (["--recommender-option", "speed=9"], "speed"),
         (["--host", "0.0.0.0"], "allow_remote"),
         (["--host", "example"], "host"),
         (["--port", port], "port"),
