@@ -159,6 +159,41 @@ class Lifted:
         return {**given, "learned": self.learned, "ads": self.lifts.n_rows}
 
 
+class Weighed(Lifted):
+    """Weights, learned by steps of AdaGrad, too.
+
+    Parameters
+    ----------
+    learning_rate
+        How far a first step moves the log odds, at most, in (0, 100]; the steps shrink with use.
+    seed
+        Of the hash function, 0 to 2 ** 32 - 1.
+    """
+
+    weights: Vector  # shape as `squares`
+    squares: Vector  # sums of squared gradients, and 1
+
+    def __init__(self, *, learning_rate: float = 0.5, seed: int = 0, **shared: Any) -> None:
+        super().__init__(**shared)
+        check_ranges(("learning_rate", learning_rate, 1e-6, 100.0), ("seed", seed, 0, 2**32 - 1))
+        self.learning_rate, self.seed = learning_rate, seed
+
+    def dump(self) -> Saved:
+        """What each ad earned, the weights and their squared gradients."""
+        if not self.learned:
+            return None
+        return [super().dump(), self.weights.tobytes(), self.squares.tobytes()]
+
+    def load(self, saved: Saved) -> None:
+        """The inverse of `dump`."""
+        if saved is None:
+            return
+        lifted, weights, squares = saved
+        super().load(lifted)
+        self.weights = np.frombuffer(weights, np.float32).reshape(self.weights.shape).copy()
+        self.squares = np.frombuffer(squares, np.float32).reshape(self.squares.shape).copy()
+
+
 class Personal(Lifted):
     """A vector for each user too.
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ..events import Ad, AdRemoved, AdsPut, Features, Saved, Settled  # noqa: F401  (for the doctest)
+from ..events import Ad, AdRemoved, AdsPut, Features, Settled  # noqa: F401  (for the doctest)
 from ..policies import check_ranges
-from . import VISITOR, Lifted, Scores, Signs, chance, follow, words
+from . import VISITOR, Scores, Signs, Weighed, chance, follow, words
 
 EXAMPLES: tuple[dict[str, Any], ...] = (
     {"learning_rate": 0.02, "prior": 0.3, "memory": 50.0},
@@ -26,19 +26,15 @@ EXAMPLES: tuple[dict[str, Any], ...] = (
 )
 
 
-class Recommender(Lifted):
+class Recommender(Weighed):
     """Low rank, and the ads' own lifts.
 
     Parameters
     ----------
-    learning_rate
-        How far a first step moves the log odds, at most, in (0, 100]; the steps shrink with use.
     dim
         Numbers that an ad is made into, a multiple of 8, 8 to 256.
     places
         Rows of weights that the visitor's features share, 2 to 65,536.
-    seed
-        Of the hash function, 0 to 2 ** 32 - 1.
 
     >>> bilinear = Recommender()
     >>> bilinear.apply(AdsPut(0.0, (Ad("hats"), Ad("shoes"))), rows=(0, 1))
@@ -52,21 +48,18 @@ class Recommender(Lifted):
         learning_rate: float = 1.0,
         dim: int = 32,
         places: int = 1024,
-        seed: int = 0,
         **shared: Any,
     ) -> None:
-        super().__init__(**shared)
+        super().__init__(learning_rate=learning_rate, **shared)
         check_ranges(
-            ("learning_rate", learning_rate, 1e-6, 100.0),
             ("dim", dim, 8, 256),
             ("places", places, 2, 65536),
-            ("seed", seed, 0, 2**32 - 1),
         )
-        self.learning_rate, self.dim, self.places, self.seed = learning_rate, dim - dim % 8, places, seed
+        self.dim, self.places = dim - dim % 8, places
         self.weights = np.zeros((places, 1 + self.dim), np.float32)
         self.squares = np.ones((places, 1 + self.dim), np.float32)  # sums of squared gradients, and 1
         self.ads = np.zeros((0, self.dim), np.float32)  # (capacity, dim)
-        self.signs = Signs(dim=self.dim, seed=seed)
+        self.signs = Signs(dim=self.dim, seed=self.seed)
 
     def apply(self, event: AdsPut | AdRemoved, rows: Sequence[int]) -> None:
         """A new ad begins with what its features promise."""
@@ -99,21 +92,6 @@ class Recommender(Lifted):
             self.lifts.learn(row, expected, reward)
         self.learned += 1
         return score
-
-    def dump(self) -> Saved:
-        """What each ad earned, the weights and their squared gradients."""
-        if not self.learned:
-            return None
-        return [super().dump(), self.weights.tobytes(), self.squares.tobytes()]
-
-    def load(self, saved: Saved) -> None:
-        """The inverse of `dump`."""
-        if saved is None:
-            return
-        lifted, weights, squares = saved
-        super().load(lifted)
-        self.weights = np.frombuffer(weights, np.float32).reshape(self.weights.shape).copy()
-        self.squares = np.frombuffer(squares, np.float32).reshape(self.squares.shape).copy()
 
     def _visitor(self, context: Features) -> list[int]:
         """Rows of the constant and of the first `VISITOR` features."""

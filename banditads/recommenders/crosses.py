@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..events import Ad, AdRemoved, AdsPut, Features, Saved, Settled
+from ..events import Ad, AdRemoved, AdsPut, Features, Settled
 from ..policies import check_ranges
-from . import VISITOR, Lifted, Scores, chance, follow, words
+from . import VISITOR, Scores, Weighed, chance, follow, words
 
 EXAMPLES: tuple[dict[str, Any], ...] = (
     {"learning_rate": 0.02, "prior": 0.3, "memory": 50.0},
@@ -33,21 +33,17 @@ EXAMPLES: tuple[dict[str, Any], ...] = (
 SPREAD, MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)  # odd, with random-looking bits
 
 
-class Recommender(Lifted):
+class Recommender(Weighed):
     """Crossed features, and the ads' own lifts.
 
     Parameters
     ----------
-    learning_rate
-        How far a first step moves the log odds, at most, in (0, 100]; the steps shrink with use.
     bits
         The model has 2 ** bits weights, 8 to 24.
     words
         Different features of ads that are told apart, 16 to 65,536; others share a place with one.
     slots
         Features of one ad that count, 1 to 64: the first ones by name.
-    seed
-        Of the hash function, 0 to 2 ** 32 - 1.
 
     >>> crosses = Recommender()
     >>> crosses.apply(AdsPut(0.0, (Ad("hats"), Ad("shoes"))), rows=(0, 1))
@@ -58,26 +54,21 @@ class Recommender(Lifted):
     def __init__(
         self,
         *,
-        learning_rate: float = 0.5,
         bits: int = 18,
         words: int = 16384,
         slots: int = 16,
-        seed: int = 0,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
         check_ranges(
-            ("learning_rate", learning_rate, 1e-6, 100.0),
             ("bits", bits, 8, 24),
             ("words", words, 16, 65536),
             ("slots", slots, 1, 64),
-            ("seed", seed, 0, 2**32 - 1),
         )
-        self.learning_rate, self.bits, self.words = learning_rate, bits, words
-        self.slots, self.seed = slots, seed
+        self.bits, self.words, self.slots = bits, words, slots
         self.weights = np.zeros(2**bits, np.float32)
         self.squares = np.ones(2**bits, np.float32)  # sums of squared gradients, and 1
-        self.key = seed.to_bytes(4, "big")
+        self.key = self.seed.to_bytes(4, "big")
         self.hash = lru_cache(2**16)(self._hash)
         # Of each slot the word that every ad has there, shape (capacity,); 0 stands where an ad has none.
         self.spelt: list[NDArray[np.intp]] = []
@@ -124,21 +115,6 @@ class Recommender(Lifted):
             self.lifts.learn(row, expected, reward)
         self.learned += 1
         return score
-
-    def dump(self) -> Saved:
-        """What each ad earned, the weights and their squared gradients."""
-        if not self.learned:
-            return None
-        return [super().dump(), self.weights.tobytes(), self.squares.tobytes()]
-
-    def load(self, saved: Saved) -> None:
-        """The inverse of `dump`."""
-        if saved is None:
-            return
-        lifted, weights, squares = saved
-        super().load(lifted)
-        self.weights = np.frombuffer(weights, np.float32).copy()
-        self.squares = np.frombuffer(squares, np.float32).copy()
 
     def describe(self) -> dict[str, Any]:
         """The options, how much was learned, and how many words ads have."""
