@@ -142,7 +142,8 @@ class Scrubber:
             with engine.lock:
                 fold.follow()
                 end = journal.seal()
-                engine.state = fold.state
+                old, engine.state = engine.state, fold.state
+            del old  # not under the lock: letting go of it takes milliseconds
             done += journal.rewrite(replace_rest, min([sealed, *fold.orphans]), end, self._pause)
             done += journal.rewrite(traces.replace, newest, newest + 1, self._pause)
             with engine.lock:
