@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import re
 import signal
@@ -13,6 +14,8 @@ from contextlib import suppress
 
 import pytest
 import requests
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the server does, before anything imports NumPy
 
 from banditads.choosing import Request
 from banditads.engine import Engine

@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from math import asinh, copysign, exp, isfinite, nan, sqrt
+from math import asinh, exp, isfinite, nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -27,6 +27,7 @@ from vowpalwabbit import Workspace
 from ..errors import Misconfigured
 from ..events import Ad, Features, Saved, apart
 from ..features import tokens
+from ..scaling import Scale
 from . import Floats, check_ranges
 
 LIBRARIES = ("vowpalwabbit",)
@@ -60,35 +61,10 @@ CROSSES = ("UA", "UU", "AA", "UUA", "UAA", "UUU", "AAA")
 # about .1: 2.20 and 2.09 times uniform for "squarecb", 2.16 and 2.28 for "epsilon". The bounds must fit it.
 ALWAYS = "--cb_explore_adf --hash all --cb_min_cost -1 --cb_max_cost 0"
 EACH_TIME = "--quiet --preserve_performance_counters"  # not kept in a model file
-FAR = 5.0  # standard deviations: a number further off its mean counts as this far
 PLACES = 2**16  # scales that are kept; numbers whose names meet in one place share theirs
 ADVICE = ord("R")  # namespace of what a recommender says of an ad; crossed with nothing
 STEADY = 100.0  # sum of squared gradients that its weight begins with, if it is trusted: no click shakes it
 CB_LABEL = pylibvw.vw.lContextualBandit
-
-
-class Scale(NamedTuple):
-    """What was seen of a number in contexts, compressed so that no single one moves it far (Welford 1962)."""
-
-    seen: int = 0
-    mean: float = 0.0
-    squares: float = 0.0  # sum of squared differences from the mean
-
-    def after(self, value: float) -> Scale:
-        """With one more value."""
-        seen, mean, squares = self
-        pressed = asinh(value)
-        before = pressed - mean
-        mean += before / (seen + 1)
-        return Scale(seen + 1, mean, squares + before * (pressed - mean))
-
-    def of(self, value: float) -> float:
-        """The value in standard deviations from the mean, at most `FAR`; 0 if all were the same."""
-        seen, mean, squares = self
-        if not squares:
-            return 0.0
-        deviations = (asinh(value) - mean) / sqrt(squares / seen)
-        return deviations if -FAR < deviations < FAR else copysign(FAR, deviations)
 
 
 class Policy:

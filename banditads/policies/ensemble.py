@@ -1,0 +1,548 @@
+"""Four regressors, stacked by how well they predict, and Thompson sampling on what they say together.
+
+No single model is safe everywhere. One ridge regression per ad is the best where the world is linear; one on
+random cosines of the context where it is not; a logistic regression on all products of a visitor's and an
+ad's features where ads are many and clicks are few, and for ads that are new; and an ad's mere reward rate
+where nothing else can be known. The reward is regressed on the four, online and by how often the ad was
+shown, so each is trusted as far as it has been right, and all of them together no further than the data bear.
+
+An ad is shown as often as it is probable that it is the best one, computed and not sampled. How unsure an
+ad's estimate is comes from its ridge regression, in units of the noise of rewards, so that rare clicks are
+not explored as if they were frequent ones. Decisions that still wait for their reward count as if they had
+come as expected: nobody is shown the same ad again and again until the first click arrives. There is no
+regret bound: the width is below what theory asks for, because it earns more.
+
+Memory is bounded: an ad takes 43 KB, and of names and words that are many some share their weights.
+
+Sources: Chapelle, Li 2011 (NeurIPS: Thompson sampling, its width, and delay); Rahimi, Recht 2007 (NeurIPS:
+random Fourier features); Breiman 1996 (stacked regressions); McMahan et al. 2013 (KDD: clicks on ads); Duchi,
+Hazan, Singer 2011 (AdaGrad); Weinberger et al. 2009 (arXiv:0902.2206, hashing).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from math import asinh, exp, log, pi, sqrt
+from typing import Any, NamedTuple, TypeAlias
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg.blas import sspmv, sspr  # type: ignore[import-untyped]
+from scipy.special import ndtr  # type: ignore[import-untyped]
+
+from ..events import Ad, Features, Saved
+from ..features import tokens
+from ..scaling import Scale
+from . import Floats, check_ranges
+
+LIBRARIES = ("numpy", "scipy")
+EXAMPLES: tuple[dict[str, Any], ...] = (
+    {"width": 0.3, "epsilon": 0.1, "bandwidth": 1.5},
+    {"dim": 16, "kernel": 16, "bits": 6, "seed": 7},
+    {"max_ads": 50, "ridge": 1.0, "learning_rate": 0.5, "memory": 300},
+)
+
+Singles: TypeAlias = NDArray[np.float32]
+Places: TypeAlias = NDArray[np.int64]
+Slate: TypeAlias = tuple[Sequence[Ad], Places, Singles]
+Token: TypeAlias = str | tuple[str] | tuple[str, str]  # a number, that there is one, a word
+
+PLACES = 2**16  # scales and counts that are kept; names that meet in one place share theirs
+KEPT = 10_000  # ads whose features are kept hashed
+COLUMNS = 128  # numbers that an ad is hashed into for the shared model
+MODELS = 4  # linear, kernel, shared, rate
+STAGES = 8  # an ad is in stage k after 2 ** (k - 1) rewards: trust depends on it
+SPILL = 0.5  # what is seen in one stage counts so much in the next, and that squared in the one beyond
+PRIOR = 5.0  # rewards that an ad's rate begins with, all of them average
+CELLS, REACH = 32, 4.0  # of the integral: how many, and how many standard deviations it goes
+RARE = 0.01  # share of visitors who have a word, from which on it may have a slot of its own
+SPARK = np.float32(0.01)  # AdaGrad begins with squared gradients of this sum
+SPILLS = SPILL ** np.abs(np.subtract.outer(np.arange(STAGES), np.arange(STAGES)))  # (STAGES, STAGES)
+NO_SLATE: Slate = (), np.zeros(0, np.int64), np.zeros((0, COLUMNS), np.float32)
+GRID = np.linspace(0.0, 1.0, CELLS + 1)[:, None]
+BY_ROW = ("weights", "variances", "linear", "cosine", "rates", "stages")
+
+
+class Read(NamedTuple):
+    """A context as the models see it."""
+
+    linear: Singles  # (dim,), the constant first; of mean squared length 1
+    kernel: Singles  # (kernel,), random cosines, and a constant
+    rows: list[int]  # (n,), of the shared model
+    values: Singles  # (n,), of length 1
+
+
+class Kept(NamedTuple):
+    """An ad as the shared model sees it."""
+
+    ad: Ad
+    columns: list[int]
+    values: Singles  # (n_columns,), of length 1
+    unknown: bool  # some of its words have no column yet
+
+
+class Policy:
+    """Stacked regressors with Thompson sampling.
+
+    Parameters
+    ----------
+    width
+        Standard deviations of what is believed of an ad, in those that theory has, in [0, 100]: more
+        explores more.
+    epsilon
+        Share of choices spread evenly over all ads, in [0, 1].
+    dim
+        Numbers that a context is hashed into, with the constant, 2 to 512.
+    kernel
+        Random cosines of the context, with a constant, 2 to 1024. Memory of an ad grows with its square.
+    bandwidth
+        How far apart two contexts must lie not to be alike, in mean distances, in [0.01, 100].
+    ridge
+        Strength of the pull of an ad's weights towards 0, in rewards, in [1e-3, 1e6].
+    learning_rate
+        First step of the weights that ads share, in [1e-6, 10].
+    bits
+        They are a table with 2 ** bits rows of 128, 4 to 16.
+    memory
+        Rewards after which a model's mistake is forgotten, 10 to 1e9.
+    max_ads
+        Ads with weights of their own; beyond, the one that learned longest ago has to start again from
+        what ads share.
+    seed
+        Of the random cosines, 0 to 2 ** 32 - 1.
+
+    Attributes
+    ----------
+    waiting
+        Choices that wait for their reward, by ad id. Not learned and not dumped: who knows says it.
+
+    >>> policy, ads = Policy(epsilon=0.1), [Ad("shoes"), Ad("hats")]
+    >>> for reward, pick in ((1.0, 1), (0.0, 0)) * 20:
+    ...     policy.learn({"device": "mobile"}, ads, pick=pick, reward=reward, propensity=0.5)
+    >>> policy.pmf({"device": "mobile"}, ads).round(3)
+    array([0.05, 0.95])
+    >>> policy.estimates({"device": "mobile"}, ads).round(1)
+    array([0., 1.])
+    """
+
+    def __init__(
+        self,
+        *,
+        width: float = 0.05,
+        epsilon: float = 0.01,
+        dim: int = 64,
+        kernel: int = 128,
+        bandwidth: float = 1.0,
+        ridge: float = 0.3,
+        learning_rate: float = 0.2,
+        bits: int = 10,
+        memory: int = 1000,
+        max_ads: int = 512,
+        seed: int = 0,
+    ) -> None:
+        check_ranges(
+            ("width", width, 0.0, 100.0),
+            ("epsilon", epsilon, 0.0, 1.0),
+            ("dim", dim, 2, 512),
+            ("kernel", kernel, 2, 1024),
+            ("bandwidth", bandwidth, 0.01, 100.0),
+            ("ridge", ridge, 1e-3, 1e6),
+            ("learning_rate", learning_rate, 1e-6, 10.0),
+            ("bits", bits, 4, 16),
+            ("memory", memory, 10, 10**9),
+            ("max_ads", max_ads, 1, 10**5),
+            ("seed", seed, 0, 2**32 - 1),
+        )
+        self.width, self.epsilon, self.dim, self.kernel = width, epsilon, dim, kernel
+        self.bandwidth, self.ridge, self.learning_rate = bandwidth, ridge, learning_rate
+        self.mask, self.memory, self.max_ads = 2**bits - 1, memory, max_ads
+        self.waiting: Mapping[str, int] = {}
+        # The last cosine is that of 0, a constant.
+        dice = np.random.Generator(np.random.PCG64(seed))
+        self.directions = dice.standard_normal((kernel, dim)).astype(np.float32) / np.float32(bandwidth)
+        self.phases = dice.uniform(0, 2 * pi, kernel).astype(np.float32)
+        self.directions[:, 0] = self.directions[-1] = self.phases[-1] = 0.0
+        self.heights = np.full(kernel, sqrt(2 / kernel), np.float32)
+        self.heights[-1] = 1.0
+        # Where the diagonals of symmetric matrices lie that are packed by columns of their lower halves.
+        self.diagonal = _diagonal(dim)
+
+        self.learned = 0  # rewards
+        self.earned = 0.0  # their sum
+        self.length = 0.0  # sum of squared lengths of contexts
+        self.noise = np.array([5.0, 5 * 0.25])  # recent rewards, and squares of what was wrong with estimates
+        self.scales: dict[int, Scale] = {}  # of the numbers in contexts, by hashed name
+        self.counts: dict[int, int] = {}  # of the words in contexts, by hash
+        self.slots: dict[int, int] = {}  # hash -> where it stands in a context, 1 to dim - 1
+        self.columns: dict[int, int] = {}  # hash -> where it stands in an ad, 1 to COLUMNS - 1
+        self.shared = np.zeros((2**bits, COLUMNS), np.float32)  # weights of visitor x ad features
+        self.squares = np.zeros((2**bits, COLUMNS), np.float32)  # sums of their squared gradients
+        self.gram = np.zeros((STAGES, MODELS, MODELS))  # of the models' estimates, in units of the noise
+        self.moment = np.zeros((STAGES, MODELS))  # of them and the rewards, likewise
+        # Row 0 is that of an ad which never learned. Rows are never empty: the first ones that are taken are.
+        self.rows: OrderedDict[str, int] = OrderedDict()  # ad id -> its row; learned longest ago first
+        self.weights = np.zeros((1, dim + kernel), np.float32)
+        self.variances = np.zeros((1, dim), np.float32)  # diagonals of what follows
+        self.linear = np.zeros((1, dim * (dim + 1) // 2), np.float32)  # inverse Gram matrices, packed
+        self.cosine = np.zeros((1, kernel * (kernel + 1) // 2), np.float32)
+        self.rates = np.zeros((1, 2))  # rewards, and their sum
+        self.stages = np.zeros(1, np.int64)
+        self.trust = np.full((MODELS, STAGES), 1 / MODELS)
+        self._begin(0)
+        self._start()
+
+    def pmf(self, context: Features, ads: Sequence[Ad]) -> Floats:
+        """Probability that each ad is the best, and `epsilon` for all, shape (n_ads,)."""
+        read = self._read(context)
+        estimates, rows = self._estimates(read, ads)
+        variances = self.variances[rows] @ np.square(read.linear)
+        if self.waiting:
+            waiting = self.waiting
+            variances /= 1 + variances * np.array([waiting.get(ad.id, 0) for ad in ads])
+        spread = np.sqrt(variances) * (4 * self.width * self.noise[1] / self.noise[0])
+        best = _best(estimates, spread)
+        best *= 1 - self.epsilon
+        best += self.epsilon / len(ads)
+        return best
+
+    def estimates(self, context: Features, ads: Sequence[Ad]) -> Floats:
+        """Expected reward of each ad, in [0, 1], shape (n_ads,)."""
+        return self._estimates(self._read(context), ads)[0].clip(0.0, 1.0)
+
+    def learn(
+        self, context: Features, ads: Sequence[Ad], pick: int, reward: float, propensity: float
+    ) -> None:
+        """One step of each model, and of how far each is trusted, for the ad that was picked."""
+        ad, average = ads[pick], self._average()
+        self._meet(context)
+        x, rows, values = self._vector(context)
+        self.learned += 1
+        self.length += float(x @ x)
+        read = Read(*self._scaled(x), rows, values)
+        kept, row = self._ad(ad, learn=True), self._row(ad.id)
+        weights, dim = self.weights[row], self.dim
+        shown, earned = self.rates[row].tolist()
+
+        cells = np.ix_(read.rows, kept.columns)
+        table = self.shared[cells]
+        logit = log(average / (1 - average)) + float(read.values @ table @ kept.values)
+        click = 1 / (1 + exp(-max(-20.0, min(20.0, logit))))
+        said = np.array(
+            [
+                float(weights[:dim] @ read.linear),
+                float(weights[dim:] @ read.kernel),
+                click - average,
+                (earned + PRIOR * average) / (shown + PRIOR) - average,
+            ]
+        )
+        stage, error = int(self.stages[row]), reward - average
+        self._weigh(stage, said, error)
+
+        self._regress(self.linear[row], weights[:dim], read.linear, error - float(said[0]))
+        self._regress(self.cosine[row], weights[dim:], read.kernel, error - float(said[1]))
+        self.variances[row] = self.linear[row, self.diagonal]
+        gradient = np.outer(read.values * np.float32(click - reward), kept.values)
+        squares = self.squares[cells] + np.square(gradient)
+        self.squares[cells] = squares
+        self.shared[cells] = table - gradient * np.float32(self.learning_rate) / np.sqrt(squares + SPARK)
+        self.rates[row] = shown + 1, earned + reward
+        self.stages[row] = min(STAGES - 1, int(shown + 1).bit_length())
+        self.earned += reward
+
+    def dump(self) -> Saved:
+        """Counts; scales and names; the shared table; stacking; rows of ads."""
+        used = np.flatnonzero(self.squares.any(axis=1))
+        n = len(self.rows) + 1
+        return [
+            [self.learned, self.earned, self.length, self.noise.tobytes()],
+            [list(each.items()) for each in (self.scales, self.counts, self.slots, self.columns)],
+            [each.tobytes() for each in (used, self.shared[used], self.squares[used])],
+            [self.gram.tobytes(), self.moment.tobytes(), self.trust.tobytes()],
+            list(self.rows.items()),
+            [getattr(self, name)[:n].tobytes() for name in BY_ROW],
+        ]
+
+    def load(self, saved: Saved) -> None:
+        """The inverse of `dump`."""
+        (self.learned, self.earned, self.length, noise), names, table, stack, rows, by_row = saved
+        self.noise = np.frombuffer(noise).copy()
+        scales, self.counts, self.slots, self.columns = map(dict, names)
+        self.scales = {place: Scale(*scale) for place, scale in scales.items()}
+        used = np.frombuffer(table[0], np.int64)
+        for into, raw in ((self.shared, table[1]), (self.squares, table[2])):
+            into[:] = 0.0
+            into[used] = np.frombuffer(raw, np.float32).reshape(-1, COLUMNS)
+        self.gram = np.frombuffer(stack[0]).reshape(self.gram.shape).copy()
+        self.moment = np.frombuffer(stack[1]).reshape(self.moment.shape).copy()
+        self.rows = OrderedDict(rows)
+        for name, raw in zip(BY_ROW, by_row, strict=True):
+            old = getattr(self, name)
+            setattr(self, name, np.frombuffer(raw, old.dtype).reshape(-1, *old.shape[1:]).copy())
+        self._start()
+        self.trust = np.frombuffer(stack[2]).reshape(self.trust.shape).copy()
+
+    def describe(self) -> dict[str, Any]:
+        """The options, how much was learned, and how far each model is trusted for well-known ads."""
+        linear, kernel, shared, rate = self.trust[:, -1].round(3).tolist()
+        return {
+            "width": self.width,
+            "epsilon": self.epsilon,
+            "dim": self.dim,
+            "kernel": self.kernel,
+            "bandwidth": self.bandwidth,
+            "ridge": self.ridge,
+            "learning_rate": self.learning_rate,
+            "memory": self.memory,
+            "max_ads": self.max_ads,
+            "learned": self.learned,
+            "ads": len(self.rows),
+            "scales": len(self.scales),
+            "trust_linear": linear,
+            "trust_kernel": kernel,
+            "trust_shared": shared,
+            "trust_rate": rate,
+        }
+
+    def _start(self) -> None:
+        """What is made from the rest, and kept for speed."""
+        self._hashes: dict[Token, int] = {}
+        self._places: dict[Token, tuple[int, int]] = {}
+        self._kept: OrderedDict[str, Kept] = OrderedDict()  # by ad id; least recently used first
+        self._slate = NO_SLATE  # the last long one, the rows of its ads, and they for the shared model
+
+    # What is said
+
+    def _average(self) -> float:
+        """Reward of any ad, in (0, 1)."""
+        return (self.earned + 0.05) / (self.learned + 1.0001)
+
+    def _estimates(self, read: Read, ads: Sequence[Ad]) -> tuple[Floats, Places]:
+        """(expected reward of each ad, their rows), shape (n_ads,) each."""
+        rows, columns = self._rows(ads)
+        average, dim = self._average(), self.dim
+        weights, rates = self.weights[rows], self.rates[rows]
+        said = np.empty((MODELS, len(ads)))
+        said[0] = weights[:, :dim] @ read.linear
+        said[1] = weights[:, dim:] @ read.kernel
+        logits = columns @ (read.values @ self.shared[read.rows])
+        logits += np.float32(log(average / (1 - average)))
+        said[2] = 1 / (1 + np.exp(-logits))
+        said[2] -= average
+        said[3] = (rates[:, 1] - average * rates[:, 0]) / (rates[:, 0] + PRIOR)
+        said *= self.trust[:, self.stages[rows]]
+        estimates: Floats = np.add.reduce(said)
+        estimates += average
+        return estimates, rows
+
+    def _weigh(self, stage: int, said: Floats, error: float) -> None:
+        """How far each model is to be trusted: ridge regression on what they said, towards equal trust."""
+        wrong = error - float(said @ self.trust[:, stage])
+        keep = 1 - 1 / self.memory
+        self.noise *= keep
+        self.noise += 1.0, wrong * wrong
+        noise = max(self.noise[1] / self.noise[0], 1e-4)
+        near = SPILLS[stage]  # (STAGES,)
+        fade = 1 - near / self.memory
+        self.gram *= fade[:, None, None]
+        self.gram += (near / noise)[:, None, None] * np.outer(said, said)
+        self.moment *= fade[:, None]
+        self.moment += (near / noise * error)[:, None] * said
+        trust = np.linalg.solve(self.gram + np.eye(MODELS), (self.moment + 1 / MODELS)[:, :, None])[:, :, 0].T
+        trust = trust.clip(0.0)
+        self.trust = trust / np.maximum(trust.sum(axis=0), 1.0)
+
+    def _regress(self, inverse: Singles, weights: Singles, x: Singles, error: float) -> None:
+        """Recursive least squares: the inverse Gram matrix by Sherman and Morrison, in place."""
+        gain = sspmv(len(x), 1.0, inverse, x, lower=1)
+        shrink = 1 / (1 + max(0.0, float(gain @ x)))
+        weights += gain * np.float32(error * shrink)
+        sspr(len(x), -shrink, gain, inverse, lower=1, overwrite_ap=1)
+
+    # What is read
+
+    def _meet(self, context: Features) -> None:
+        """Learn scales and slots of a context."""
+        seen = self.learned + 1
+        for name, value in context.items():
+            if isinstance(value, str):
+                key = self._hash((name, value))
+                if key in self.slots:
+                    continue
+                place = key % PLACES
+                count = self.counts[place] = self.counts.get(place, 0) + 1
+                if count < 3 or count < RARE * seen:
+                    continue
+            else:
+                key = self._hash(name)
+                place = key % PLACES
+                scale = self.scales[place] = self.scales.get(place, Scale()).after(value)
+                if scale.seen < seen:
+                    self._slot(self._hash((name,)))
+            self._slot(key)
+
+    def _slot(self, key: int) -> None:
+        """Its own place in contexts, for as long as there are any."""
+        if key not in self.slots and len(self.slots) < self.dim - 1:
+            self.slots[key] = len(self.slots) + 1
+            self._places.clear()
+
+    def _vector(self, context: Features) -> tuple[Singles, list[int], Singles]:
+        """A context as numbers, shape (dim,); and rows of the shared model with their values."""
+        x, rows, values = [0.0] * self.dim, [0], [1.0]
+        x[0] = 1.0
+        places, find = self._places, self._place
+        for name, value in context.items():
+            if isinstance(value, str):
+                slot, row = places.get((name, value)) or find((name, value))
+                number = 1.0
+            else:
+                scale = self.scales.get(self._hash(name) % PLACES)
+                if scale is None:
+                    continue
+                number = scale.of(value)
+                if scale.seen < self.learned:  # some come without it: that it is there tells something
+                    slot, row = places.get((name,)) or find((name,))
+                    x[slot] += 1.0
+                    rows.append(row)
+                    values.append(1.0)
+                slot, row = places.get(name) or find(name)
+            x[slot] += number
+            rows.append(row)
+            values.append(number)
+        found = np.array(values, np.float32)
+        found *= np.float32(1 / sqrt(float(found @ found)))
+        return np.array(x, np.float32), rows, found
+
+    def _place(self, token: Token) -> tuple[int, int]:
+        """(slot, row) of a word, a number, or that there is a number."""
+        key = self._hash(token)
+        if len(self._places) >= PLACES:
+            self._places.clear()
+        found = self._places[token] = self.slots.get(key) or 1 + key % (self.dim - 1), key & self.mask
+        return found
+
+    def _scaled(self, x: Singles) -> tuple[Singles, Singles]:
+        """A context of mean length 1, and random cosines of it, both with a constant."""
+        square = self.length / self.learned if self.learned else 2.0
+        cosines: Singles = self.directions @ (x * np.float32(1 / sqrt(max(square - 1, 0.5))))
+        cosines += self.phases
+        np.cos(cosines, out=cosines)
+        cosines *= self.heights
+        return x * np.float32(1 / sqrt(max(square, 1.0))), cosines
+
+    def _read(self, context: Features) -> Read:
+        x, rows, values = self._vector(context)
+        return Read(*self._scaled(x), rows, values)
+
+    def _hash(self, token: Token) -> int:
+        found = self._hashes.get(token)
+        if found is None:
+            if len(self._hashes) >= PLACES:
+                self._hashes.clear()
+            found = self._hashes[token] = crc32(repr(token).encode())
+        return found
+
+    # What is known of ads
+
+    def _ad(self, ad: Ad, learn: bool = False) -> Kept:
+        """An ad for the shared model; its words get columns while there are any, if it is to `learn`."""
+        kept = self._kept.get(ad.id)
+        if kept is None or kept.unknown or (kept.ad is not ad and kept.ad.features != ad.features):
+            numbers, unknown = {0: 1.0}, False
+            for token, value in [("=" + ad.id, 1.0), *tokens(ad.features)]:
+                key = crc32(token.encode())
+                column = self.columns.get(key)
+                if column is None and len(self.columns) >= COLUMNS - 1:
+                    column = 1 + key % (COLUMNS - 1)
+                elif column is None and learn:
+                    column = self.columns[key] = len(self.columns) + 1
+                    self._slate = NO_SLATE
+                if column is None:
+                    unknown = True
+                else:
+                    numbers[column] = numbers.get(column, 0.0) + (value if "=" in token else asinh(value))
+            values = np.fromiter(numbers.values(), np.float32)
+            values *= np.float32(1 / sqrt(float(values @ values)))
+            kept = self._kept[ad.id] = Kept(ad, list(numbers), values, unknown)
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(ad.id)
+        return kept
+
+    def _rows(self, ads: Sequence[Ad]) -> tuple[Places, Singles]:
+        """(row of each ad, all for the shared model); at once for a tuple that was asked for last time."""
+        if ads is self._slate[0]:
+            return self._slate[1:]
+        rows = np.array([self.rows.get(ad.id, 0) for ad in ads], np.int64)
+        columns = np.zeros((len(ads), COLUMNS), np.float32)
+        for at, ad in enumerate(ads):
+            kept = self._ad(ad)
+            columns[at, kept.columns] = kept.values
+        if isinstance(ads, tuple) and len(ads) > 2:  # a pair is what the state asks for after each step
+            self._slate = ads, rows, columns
+        return rows, columns
+
+    def _row(self, name: str) -> int:
+        """The row of an ad that learns; a new one takes the next, or that of who learned longest ago."""
+        if name in self.rows:
+            self.rows.move_to_end(name)
+            return self.rows[name]
+        if len(self.rows) < self.max_ads:
+            row = len(self.rows) + 1
+            if row == len(self.stages):
+                for each in BY_ROW:
+                    old = getattr(self, each)
+                    new = np.zeros((min(2 * row + 6, self.max_ads + 1), *old.shape[1:]), old.dtype)
+                    new[:row] = old
+                    setattr(self, each, new)
+        else:
+            row = self.rows.popitem(last=False)[1]
+        self.rows[name] = row
+        self._begin(row)
+        self._slate = NO_SLATE
+        return row
+
+    def _begin(self, row: int) -> None:
+        """What is believed of an ad that was never shown."""
+        for each in BY_ROW:
+            getattr(self, each)[row] = 0
+        self.variances[row] = self.linear[row, self.diagonal] = 1 / self.ridge
+        self.cosine[row, _diagonal(self.kernel)] = 1 / self.ridge
+
+
+def _diagonal(n: int) -> Places:
+    """Where the diagonal of a symmetric matrix lies, packed by columns of its lower half; shape (n,)."""
+    return np.cumsum([0, *range(n, 1, -1)])
+
+
+def _best(mean: Floats, deviation: Floats) -> Floats:
+    """Probability that each of independent normal variables is the largest, shape (n,).
+
+    As in `thompson`: the integral of dG * (d ln F_a / d ln G), with G the product of the distribution
+    functions F_a, the fraction being constant within a cell. Those that are surely not are left out.
+    """
+    reach = REACH * deviation
+    low, high = float((mean - reach).max()), mean + reach
+    top = float(high.max())
+    if not low < top:
+        return _ties(mean)
+    best = np.zeros(len(mean))
+    near = high > low
+    x = GRID * (top - low) + low
+    log_f = ndtr((x - mean[near]) / np.maximum(deviation[near], 1e-12))
+    log_f += 1e-300
+    np.log(log_f, out=log_f)
+    log_g = np.add.reduce(log_f, axis=1)
+    g = np.exp(log_g)
+    share = (g[1:] - g[:-1]) / np.maximum(log_g[1:] - log_g[:-1], 1e-300)
+    found = share @ (log_f[1:] - log_f[:-1])
+    best[near] = found / np.add.reduce(found)
+    return best
+
+
+def _ties(mean: Floats) -> Floats:
+    """All to the largest; NaN if there is none."""
+    best: Floats = (mean == mean.max()).astype(float)
+    return best / best.sum()
