@@ -132,6 +132,7 @@ class Joiner:
         self.requests: dict[
             str, str
         ] = {}  # request id -> event id, for as long as that is in `open` or `done`
+        self.waiting: dict[str, int] = {}  # ad id -> how many in `open` are of it; always the same object
         self.open_bytes = 0  # of all choices in `open`
         self.given_up = 0  # choices that had to leave before their time
         self.forgotten = 0  # settled decisions that had to be forgotten
@@ -148,7 +149,8 @@ class Joiner:
         match event:
             case Chosen(event_id=event_id) if not self.knows(event_id):  # the first choice under an id stands
                 packed = encode(msgspec.structs.replace(event, ads=()))
-                self._open(event_id, Open(offset, self.now + self.wait, packed, ads, _size(packed, ads)))
+                opened = Open(offset, self.now + self.wait, packed, ads, _size(packed, ads))
+                self._open(event_id, event.ad_id, opened)
                 self._request(event.request_id, event_id)
                 yield from self._give_up()
             case Impressed(event_id=event_id) if waiting := self.open.get(event_id):
@@ -170,9 +172,10 @@ class Joiner:
     def forget(self, event_ids: Iterable[str]) -> None:
         """Know nothing of these decisions any more, nor of the requests that led to them."""
         for event_id in event_ids:
-            if waiting := self.open.pop(event_id, None):
-                self.open_bytes -= waiting.size
-                self._forget_request(waiting.choice.request_id, event_id)
+            if waiting := self.open.get(event_id):
+                choice = waiting.choice
+                self._leave(choice)
+                self._forget_request(choice.request_id, event_id)
             if done := self.done.pop(event_id, None):
                 self._forget_request(done.request_id, event_id)
 
@@ -221,9 +224,16 @@ class Joiner:
             user, ad_id = waiting.choice.user_id, waiting.choice.ad_id
         return Heard(user, ad_id, event.kind, event.value, event.at)
 
-    def _open(self, event_id: str, waiting: Open) -> None:
-        self.open[event_id] = waiting
-        self.open_bytes += waiting.size
+    def _open(self, event_id: str, ad_id: str, opened: Open) -> None:
+        self.open[event_id] = opened
+        self.open_bytes += opened.size
+        self.waiting[ad_id] = self.waiting.get(ad_id, 0) + 1
+
+    def _leave(self, choice: Chosen) -> None:
+        self.open_bytes -= self.open.pop(choice.event_id).size
+        self.waiting[choice.ad_id] -= 1
+        if not self.waiting[choice.ad_id]:
+            del self.waiting[choice.ad_id]
 
     def _hear(self, event_id: str, said: Said) -> Iterator[Settled]:
         if waiting := self.open.get(event_id):
@@ -282,8 +292,7 @@ class Joiner:
         self, waiting: Open, status: Status, value: float, silent: bool = False, **said: Any
     ) -> Settled:
         choice = waiting.choice
-        del self.open[choice.event_id]
-        self.open_bytes -= waiting.size
+        self._leave(choice)
         self._remember(choice.event_id, Done(waiting.offset, status, request_id=choice.request_id, **said))
         return Settled(choice, waiting.ads, value, self.now, silent, waiting.offset)
 
@@ -319,9 +328,11 @@ class Joiner:
         ads = [Ad.load(raw) for raw in raw_ads]
         slates = [tuple(ads[number] for number in numbers) for numbers in raw_slates]
         self.open, self.open_bytes = OrderedDict(), 0
+        self.waiting.clear()
         for offset, deadline, number, packed, seen, said in waiting:
             opened = Open(offset, deadline, packed, slates[number], _size(packed, slates[number]), seen)
-            self._open(opened.choice.event_id, opened)
+            choice = opened.choice
+            self._open(choice.event_id, choice.ad_id, opened)
             for each in msgspec.convert(said, tuple[Said, ...]):
                 self._say(opened, each)
         self.done = OrderedDict(msgspec.convert(done, dict[str, Done]))

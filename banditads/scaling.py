@@ -16,7 +16,7 @@ class Scale(NamedTuple):
 
     >>> scale = Scale().after(1.0).after(2.0).after(3.0)
     >>> scale.seen, round(scale.of(2.0), 2), scale.of(1e6)
-    (3, 0.12, 5.0)
+    (3, 0.16, 5.0)
     """
 
     seen: int = 0

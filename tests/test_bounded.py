@@ -10,7 +10,7 @@ from banditads.api.metrics import _State
 from banditads.choosing import Request
 from banditads.events import Ad
 from banditads.guard import Door
-from banditads.policies import logistic, vw
+from banditads.policies import ensemble, logistic, vw
 from banditads.replay import fold
 from banditads.state import State
 
@@ -97,14 +97,19 @@ SIZES = {
     "vw": ({"bits": 8, "kept_ads": 5}, lambda p: (len(p.scales), len(p._examples)), (64, 5)),
     "linucb": ({"dim": 4, "max_arms": 5}, lambda p: (
         len(p.arms), max((len(arm._idx) for arm in p.arms.values()), default=0)), (5, 4)),
+    "ensemble": ({"dim": 8, "kernel": 4, "bits": 4, "max_ads": 5}, lambda p: (
+        len(p.scales), len(p.counts), len(p.slots), len(p.columns), len(p._kept), len(p.shared),
+        len(p._hashes) <= 64, len(p._places) <= 64, *(len(getattr(p, each)) for each in ensemble.BY_ROW)),
+        (64, 64, 7, 127, 10, 16, True, True, *[6] * 6)),
     "thompson": ({"max_arms": 5}, lambda p: (len(p.arms),), (5,)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_new_feature_and_ad_names_stop_adding_to_a_policy(name, monkeypatch):
-    for module in (logistic, vw):
+    for module in (ensemble, logistic, vw):
         monkeypatch.setattr(module, "PLACES", 64)
+    monkeypatch.setattr(ensemble, "KEPT", 10)
     options, sizes, limits = SIZES[name]
     policy, copy, saved = policies.make(name, **options), policies.make(name, **options), []
     for number in range(1200):

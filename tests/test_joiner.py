@@ -4,15 +4,18 @@ A line is a time, what happens, and what is answered. After each scenario the jo
 give the same state.
 """
 
+from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
-from conftest import Clock, ids
+from conftest import Clock, drive, ids
 
 from banditads.choosing import Request
 from banditads.engine import Engine
 from banditads.errors import Expired, Refused, Unknown
 from banditads.events import Ad
+from banditads.joiner import Joiner
 from banditads.journal import connect
 from banditads.replay import fold
 from banditads.state import State
@@ -103,3 +106,16 @@ def test_an_old_id_of_ours_is_told_from_one_that_never_was(make_engine, clock):
         engine.reward(ours, 1.0)
     with pytest.raises(Unknown):
         engine.reward(("B" if ours[0] == "A" else "A") + ours[1:], 1.0)
+
+
+def test_it_counts_by_ad_what_waits(make_engine, clock):
+    engine = make_engine(wait=200.0, max_open=15)
+    for seed in range(20):
+        drive(engine, clock, 15, seed=seed)
+        engine.choose(Request(user_id=f"user-{seed}"))
+        engine.erase(f"user-{seed - 1}")
+        joiner, copy = engine.state.joiner, Joiner()
+        copy.load(msgspec.msgpack.decode(msgspec.msgpack.encode(joiner.dump())))
+
+        assert joiner.waiting == copy.waiting == Counter(each.choice.ad_id for each in joiner.open.values())
+        assert joiner.waiting

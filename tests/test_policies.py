@@ -542,7 +542,7 @@ def test_a_tag_counts_although_its_number_is_always_the_same(name):
     assert policy.pmf({"tags.vip": 1.0}, ads)[1] > 0.9
 
 
-@pytest.mark.parametrize("name", ["vw", "logistic"])
+@pytest.mark.parametrize("name", ["ensemble", "vw", "logistic"])
 def test_a_number_matters_and_one_that_is_far_off_does_not_spoil_it(name):
     policy, ads, dice = policies.make(name), [Ad("young"), Ad("old")], random.Random(1)
 

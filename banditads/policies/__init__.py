@@ -13,7 +13,7 @@ import pkgutil
 import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,11 @@ Floats: TypeAlias = NDArray[np.float64]
 
 
 class Policy(Protocol):
-    """What every file in this package promises, whatever its options."""
+    """What every file in this package promises, whatever its options.
+
+    One with an attribute `waiting` is given a mapping there: ad id -> choices of it that wait for their
+    reward. It is read in `pmf` only and is no part of what was learned: whoever counts them keeps it true.
+    """
 
     def pmf(self, context: Features, ads: Sequence[Ad]) -> Floats:
         """Probability of showing each ad, shape (n_ads,), sums to 1, for any n_ads >= 1. Changes nothing.
@@ -52,6 +56,14 @@ class Policy(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """A few JSON-able facts for people: options, sizes, how much was learned."""
+
+
+@runtime_checkable
+class Estimator(Policy, Protocol):
+    """A policy that can say what it expects, calibrated: of all that it says .1 of, a tenth is earned."""
+
+    def estimates(self, context: Features, ads: Sequence[Ad]) -> Floats:
+        """Expected reward of each ad, scaled to [0, 1] like rewards, shape (n_ads,). Changes nothing."""
 
 
 def names() -> list[str]:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from math import asinh, exp, log, pi, sqrt
+from math import asinh, exp, isnan, log, pi, sqrt
 from typing import Any, NamedTuple, TypeAlias
 from zlib import crc32
 
@@ -543,6 +543,6 @@ def _best(mean: Floats, deviation: Floats) -> Floats:
 
 
 def _ties(mean: Floats) -> Floats:
-    """All to the largest; NaN if there is none."""
-    best: Floats = (mean == mean.max()).astype(float)
-    return best / best.sum()
+    """All to the largest; NaN if one is."""
+    top = mean.max()
+    return np.full(len(mean), top) if isnan(top) else (mean == top) / np.count_nonzero(mean == top)

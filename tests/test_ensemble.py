@@ -1,0 +1,160 @@
+"""What `ensemble` promises beyond what every policy does: its estimates, its doubt, and its memory."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+from banditads import policies
+from banditads.choosing import Request, spread
+from banditads.events import Ad
+from banditads.policies import Estimator, ensemble
+from banditads.state import State
+
+ADS = tuple(Ad(f"ad{n}", {"kind": "abc"[n % 3]}) for n in range(6))
+
+
+def chance(visitor, ad):
+    """Clicks per visit, between 1 and 40 percent: some ads are better, and each kind suits one segment."""
+    suits = visitor["segment"] == ad.features["kind"]
+    return 0.01 + 0.03 * int(ad.id[-1]) + 0.2 * suits + 0.04 * (visitor["age"] > 40)
+
+
+def visitor(dice):
+    return {"age": dice.uniform(18, 70), "segment": dice.choice("abc")}
+
+
+def lived(visits, seed=1, **options):
+    """A policy that served so many visits; of each its estimates, what was shown, click, and truth."""
+    policy, dice, seen = policies.make("ensemble", **options), random.Random(seed), []
+    for _ in range(visits):
+        who = visitor(dice)
+        pmf = policy.pmf(who, ADS)
+        pick = dice.choices(range(len(ADS)), pmf)[0]
+        click = float(dice.random() < chance(who, ADS[pick]))
+        seen.append((policy.estimates(who, ADS), pick, click, [chance(who, ad) for ad in ADS]))
+        policy.learn(who, ADS, pick, click, float(pmf[pick]))
+    return policy, seen
+
+
+def test_of_what_is_expected_to_be_clicked_so_much_is_clicked():
+    _, seen = lived(4000)
+    said = np.array([estimates[pick] for estimates, pick, _, _ in seen[1000:]])
+    clicked = np.array([click for _, _, click, _ in seen[1000:]])
+    error = 0.0
+    for part in np.array_split(np.argsort(said), 10):
+        error += len(part) / len(said) * abs(said[part].mean() - clicked[part].mean())
+
+    assert error < 0.04  # expected calibration error; with estimates of the average for all it is as low,
+    truth = np.array([chances for *_, chances in seen[1000:]])
+    estimates = np.array([each for each, *_ in seen[1000:]])
+    off = np.square(estimates - truth).mean() / np.square(truth.mean() - truth).mean()
+    assert off < 0.3  # so it must also tell ads and visitors apart
+
+
+def test_estimates_are_those_of_every_ad_whatever_is_asked_for_with_it():
+    policy, _ = lived(300)
+    who = visitor(random.Random(2))
+    together = policy.estimates(who, ADS)
+
+    assert isinstance(policy, Estimator)
+    assert ((together >= 0) & (together <= 1)).all()
+    for place, ad in enumerate(ADS):
+        assert policy.estimates(who, [ad])[0] == pytest.approx(together[place], abs=1e-6)
+
+
+def test_a_new_ad_starts_with_what_is_known_of_similar_ones():
+    policy, _ = lived(3000)
+    new = [Ad(f"new-{kind}", {"kind": kind}) for kind in "abc"]
+    for place, segment in enumerate("abc"):
+        said = policy.estimates({"age": 30.0, "segment": segment}, new)
+        assert said.argmax() == place
+
+
+def test_the_regressions_are_ridge_regressions():
+    policy, dice = policies.make("ensemble", dim=6, ridge=2.0), np.random.default_rng(1)
+    x, y = dice.normal(size=(50, 6)).astype(np.float32), dice.normal(size=50)
+    inverse, weights = policy.linear[0].copy(), np.zeros(6, np.float32)
+    for row, target in zip(x, y, strict=True):
+        policy._regress(inverse, weights, row, float(target - weights @ row))
+    gram = x.T @ x + 2.0 * np.eye(6)
+
+    np.testing.assert_allclose(weights, np.linalg.solve(gram, x.T @ y), atol=1e-5)
+    np.testing.assert_allclose(inverse[policy.diagonal], np.diagonal(np.linalg.inv(gram)), atol=1e-6)
+
+
+def test_a_million_steps_leave_a_regression_sound():
+    """In single precision: what is known ever better must not become less than nothing."""
+    policy, dice = policies.make("ensemble", dim=8), np.random.default_rng(1)
+    inverse, weights = policy.linear[0].copy(), np.zeros(8, np.float32)
+    truth = np.linspace(-0.2, 0.2, 8)
+    few = dice.normal(size=(1000, 8)).astype(np.float32) * np.array([1, 1, 1, 1, 1, 1, 0.01, 100], np.float32)
+    for step in range(100_000):
+        row = few[step % 1000]
+        policy._regress(inverse, weights, row, float(row @ truth) - float(weights @ row))
+
+    assert (inverse[policy.diagonal] > 0).all()
+    np.testing.assert_allclose(weights, truth, atol=0.01)
+
+
+def test_an_ad_is_as_probable_as_it_is_that_it_is_the_best():
+    dice = np.random.default_rng(1)
+    for size in (2, 5, 40):
+        mean, deviation = dice.normal(size=size), dice.uniform(0.1, 2.0, size=size)
+        best = ensemble._best(mean, deviation)
+        draws = dice.normal(mean, deviation, size=(100_000, size)).argmax(axis=1)
+
+        np.testing.assert_allclose(best, np.bincount(draws, minlength=size) / 100_000, atol=0.01)
+    assert ensemble._best(np.array([1.0, 2.0, 2.0]), np.zeros(3)).tolist() == [0.0, 0.5, 0.5]
+    assert np.isnan(ensemble._best(np.array([1.0, math.nan]), np.ones(2))).all()
+
+
+def test_what_waits_for_its_reward_is_explored_less():
+    policy, _ = lived(500)
+    ads = (*ADS, Ad("new", {"kind": "a"}))
+    who = {"age": 30.0, "segment": "b"}
+    free = policy.pmf(who, ads)[-1]
+    policy.waiting = {"new": 1000}
+
+    assert policy.pmf(who, ads)[-1] < 0.8 * free
+
+
+def test_a_state_tells_its_policy_what_waits_and_so_does_one_that_was_loaded(make_engine, clock):
+    engine = make_engine("ensemble", ads=ADS, wait=60.0)
+    dice = random.Random(1)
+    for number in range(40):
+        clock.now += 5.0
+        engine.choose(Request(visitor(dice)), f"e{number}")
+        if number % 3:
+            engine.reward(f"e{number}", 1.0)
+    policy, copy = engine.state.policy, State("ensemble", wait=60.0)
+    copy.load(engine.state.dump())
+
+    assert policy.waiting
+    assert copy.policy.waiting == policy.waiting == engine.state.joiner.waiting
+    asked = {"at": clock.now, "request": Request({"segment": "a"}), "floor": 0.0}
+    assert spread(copy, **asked).pmf == spread(engine.state, **asked).pmf
+    clock.now += 60.0
+    engine.tick()
+    assert policy.waiting == {}
+
+
+def test_the_ads_that_learned_longest_ago_start_again():
+    policy = policies.make("ensemble", max_ads=3)
+    for pick in (0, 1, 2, 3, 1, 4):  # 0 is forgotten for 3, then 2 for 4
+        policy.learn({}, ADS, pick, 1.0, 0.5)
+
+    assert list(policy.rows) == ["ad3", "ad1", "ad4"]
+    assert sorted(policy.rows.values()) == [1, 2, 3]
+    assert policy.rates[policy.rows["ad4"]].tolist() == [1.0, 1.0]
+
+
+def test_a_tag_counts_although_its_number_is_always_the_same():
+    policy, ads = policies.make("ensemble"), [Ad("one"), Ad("two")]
+    for visit in range(400):
+        tagged = {"tags.vip": 1.0} if visit % 2 else {}
+        policy.learn(tagged, ads, visit // 2 % 2, float(visit % 2 == visit // 2 % 2), 0.5)
+
+    assert policy.pmf({}, ads)[0] > 0.9
+    assert policy.pmf({"tags.vip": 1.0}, ads)[1] > 0.9
