@@ -185,7 +185,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     "--visits", default=5000, show_default=True, type=click.IntRange(1, 10**6), help="Visits to make."
 )
 @click.option("--seed", default=1, show_default=True, help="Of the simulated visitors.")
-@click.option("--policy", default="vw", show_default=True, help="Policy that picks and learns.")
+@click.option("--policy", default="", help="Policy that picks and learns. [default: as for a server]")
 @click.option("--port", default=0, help="Port of the server. [default: a free one]")
 @click.option("--plot", type=FILE, help="Save the learning curve as a PNG here (needs `banditads[plots]`).")
 def demo(visits: int, seed: int, policy: str, port: int, plot: Path | None) -> None:

@@ -27,7 +27,7 @@ from granian.server.mt import MTServer
 
 from . import api, diagnosis, keys, parsing, recommenders, signing, worth
 from .clock import Clock
-from .directory import DataDirectory
+from .directory import DataDirectory, read_config
 from .engine import Engine, recover
 from .erasing import Scrubber, Stopped
 from .errors import DiskFailure, Invalid, Misconfigured, Unavailable
@@ -38,7 +38,7 @@ from .journal.file import Journal
 from .logs import open_bandit
 from .settings import Settings
 from .snapshots import Snapshots
-from .state import State
+from .state import USUAL, State
 
 log = logging.getLogger(__name__)
 
@@ -84,12 +84,13 @@ class _OneProcess(MTServer):
 
 
 def new_state(settings: Settings) -> State:
-    """A state that knows nothing yet."""
+    """A state that knows nothing yet; of the policy that the directory was made with, if none is named."""
+    made_with = read_config(Path(settings.data_dir)) or {}
     joining: dict[str, Any] = {}
     if settings.reward_aggregation != "earliest":  # the default is not part of older directories' identity
         joining["aggregation"] = settings.reward_aggregation
     return State(
-        settings.policy,
+        settings.policy or made_with.get("policy") or USUAL,
         settings.policy_options,
         reward_min=settings.reward_min,
         reward_max=settings.reward_max,

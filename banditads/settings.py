@@ -110,9 +110,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             "of 80 items. Later changes are made over HTTP, and stay."
         ),
     ] = ""
-    policy: Annotated[str, Meta(description="Policy that spreads probability over the ads and learns.")] = (
-        "vw"
-    )
+    policy: Annotated[
+        str,
+        Meta(
+            description="Policy that spreads probability over the ads and learns. Empty: the one that the "
+            "data directory was made with, or `ensemble` for a new one."
+        ),
+    ] = ""
     policy_options: Annotated[
         dict[str, bool | int | float | str | list[str]],
         Meta(description="Options of the policy, as `name=value`; a table in TOML."),

@@ -46,6 +46,7 @@ from .joiner import Joiner
 from .stats import Stats
 from .users import DAY, Users
 
+USUAL = "ensemble"  # the policy where nobody named one
 MOST = 10.0  # no log odds that are told lie further from 0
 
 
@@ -113,7 +114,7 @@ class State:
 
     def __init__(
         self,
-        policy: str = "vw",
+        policy: str = USUAL,
         options: Mapping[str, Any] | None = None,
         *,
         reward_min: float = 0.0,

@@ -40,7 +40,8 @@ def test_it_prints_its_url_and_two_curl_lines_that_work(start):
     server = start()
     lines = [server.process.stdout.readline().strip() for _ in range(2)]
 
-    assert re.match(r"banditads answers at http://127\.0\.0\.1:\d+ \(policy vw, 6 ads, data in ", server.said)
+    said = r"banditads answers at http://127\.0\.0\.1:\d+ \(policy ensemble, 6 ads, data in "
+    assert re.match(said, server.said)
     assert all(line.startswith("curl ") for line in lines)
     assert shutil.which("curl")
     chosen, rewarded = (
@@ -207,6 +208,17 @@ def test_another_configuration_is_refused_and_can_be_relearned(start, tmp_path):
     last = start("--policy", "linucb")
     assert last.data("/stats")["rewards"] == 20
     assert len(last.data(PREDICT)["propensities"]) == 6
+
+
+def test_a_directory_keeps_the_policy_it_was_made_with_unless_another_is_named(start, tmp_path):
+    start("--policy", "vw", "--option", "exploration=epsilon").end()
+    again = start("--option", "exploration=epsilon")
+
+    assert again.data("/stats")["policy"]["name"] == "vw"
+    assert "(policy vw, 6 ads" in again.said
+    again.end()
+    code, said = refused("--data-dir", tmp_path / "data", "--policy", "ensemble")
+    assert (code, "policy was 'vw' and is now 'ensemble'" in said) == (78, True)
 
 
 def test_ads_that_were_changed_over_http_stay_so_after_a_restart(start):

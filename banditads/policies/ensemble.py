@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from math import asinh, exp, isnan, log, pi, sqrt
+from math import asinh, exp, hypot, isnan, log, pi, sqrt
 from typing import Any, NamedTuple, TypeAlias
 from zlib import crc32
 
@@ -55,6 +55,7 @@ COLUMNS = 128  # numbers that an ad is hashed into for the shared model
 MODELS = 4  # linear, kernel, shared, rate
 STAGES = 8  # an ad is in stage k after 2 ** (k - 1) rewards: trust depends on it
 SPILL = 0.5  # what is seen in one stage counts so much in the next, and that squared in the one beyond
+OFTEN, SELDOM = 200, 8  # rewards after which trust is renewed at every eighth one only
 PRIOR = 5.0  # rewards that an ad's rate begins with, all of them average
 CELLS, REACH = 32, 4.0  # of the integral: how many, and how many standard deviations it goes
 RARE = 0.01  # share of visitors who have a word, from which on it may have a slot of its own
@@ -72,6 +73,9 @@ class Read(NamedTuple):
     kernel: Singles  # (kernel,), random cosines, and a constant
     rows: list[int]  # (n,), of the shared model
     values: Singles  # (n,), of length 1
+
+
+NOTHING = Read(NO_SLATE[2], NO_SLATE[2], [], NO_SLATE[2])
 
 
 class Kept(NamedTuple):
@@ -126,6 +130,8 @@ class Policy:
     >>> policy.estimates({"device": "mobile"}, ads).round(1)
     array([0., 1.])
     """
+
+    _last: tuple[Features | None, Read]
 
     def __init__(
         self,
@@ -189,7 +195,7 @@ class Policy:
         self.cosine = np.zeros((1, kernel * (kernel + 1) // 2), np.float32)
         self.rates = np.zeros((1, 2))  # rewards, and their sum
         self.stages = np.zeros(1, np.int64)
-        self.trust = np.full((MODELS, STAGES), 1 / MODELS)
+        self.trust: Floats = np.full((MODELS, STAGES), 1 / MODELS)
         self._begin(0)
         self._start()
 
@@ -221,6 +227,7 @@ class Policy:
         self.learned += 1
         self.length += float(x @ x)
         read = Read(*self._scaled(x), rows, values)
+        self._last = {**context}, read
         kept, row = self._ad(ad, learn=True), self._row(ad.id)
         weights, dim = self.weights[row], self.dim
         shown, earned = self.rates[row].tolist()
@@ -309,6 +316,8 @@ class Policy:
         """What is made from the rest, and kept for speed."""
         self._hashes: dict[Token, int] = {}
         self._places: dict[Token, tuple[int, int]] = {}
+        # What was learned last, which the state asks about at once. No context is None.
+        self._last = None, NOTHING
         self._kept: OrderedDict[str, Kept] = OrderedDict()  # by ad id; least recently used first
         self._slate = NO_SLATE  # the last long one, the rows of its ads, and they for the shared model
 
@@ -349,6 +358,8 @@ class Policy:
         self.gram += (near / noise)[:, None, None] * np.outer(said, said)
         self.moment *= fade[:, None]
         self.moment += (near / noise * error)[:, None] * said
+        if self.learned > OFTEN and self.learned % SELDOM:
+            return  # 20 us, and changes little by then
         trust = np.linalg.solve(self.gram + np.eye(MODELS), (self.moment + 1 / MODELS)[:, :, None])[:, :, 0].T
         trust = trust.clip(0.0)
         self.trust = trust / np.maximum(trust.sum(axis=0), 1.0)
@@ -364,9 +375,11 @@ class Policy:
 
     def _meet(self, context: Features) -> None:
         """Learn scales and slots of a context."""
-        seen = self.learned + 1
+        seen, full = self.learned + 1, len(self.slots) >= self.dim - 1
         for name, value in context.items():
             if isinstance(value, str):
+                if full:
+                    continue
                 key = self._hash((name, value))
                 if key in self.slots:
                     continue
@@ -433,6 +446,8 @@ class Policy:
         return x * np.float32(1 / sqrt(max(square, 1.0))), cosines
 
     def _read(self, context: Features) -> Read:
+        if context == self._last[0]:
+            return self._last[1]
         x, rows, values = self._vector(context)
         return Read(*self._scaled(x), rows, values)
 
@@ -523,6 +538,9 @@ def _best(mean: Floats, deviation: Floats) -> Floats:
     As in `thompson`: the integral of dG * (d ln F_a / d ln G), with G the product of the distribution
     functions F_a, the fraction being constant within a cell. Those that are surely not are left out.
     """
+    if len(mean) == 2 and (apart := hypot(*deviation)):  # what the state asks for after each step
+        first = float(ndtr((mean[0] - mean[1]) / apart))
+        return np.array([first, 1 - first])
     reach = REACH * deviation
     low, high = float((mean - reach).max()), mean + reach
     top = float(high.max())
