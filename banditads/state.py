@@ -143,6 +143,7 @@ class State:
         self.recommender_options = dict(recommender_options or {})
         self.recommender = recommenders.make(recommender, **self.recommender_options)
         self.recommend_from, self.advise, self.silence = recommend_from, advise, silence
+        self._let_see(self.joiner.waiting)
         self.reward_min, self.reward_max = reward_min, reward_max
         self.applied = 0  # offset of the next event we want
         self.skip: set[str] = set()
@@ -269,8 +270,15 @@ class State:
 
     def _crown(self, name: str, at: float) -> None:
         """Let a challenger decide."""
+        self._let_see({})
         self.policy = self.challengers.crown(name, self.policy, at)
         self.policy_name = name.partition(":")[0]
+        self._let_see(self.joiner.waiting)
+
+    def _let_see(self, waiting: Mapping[str, int]) -> None:
+        """Let the policy see what waits for its reward, unless it has learned silence at once."""
+        if hasattr(self.policy, "waiting") and self.silence == "wait":
+            self.policy.waiting = waiting
 
     def _scaled(self, reward: float) -> float:
         """As policies see it."""

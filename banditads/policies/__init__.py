@@ -13,7 +13,7 @@ import pkgutil
 import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,14 +56,6 @@ class Policy(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """A few JSON-able facts for people: options, sizes, how much was learned."""
-
-
-@runtime_checkable
-class Estimator(Policy, Protocol):
-    """A policy that can say what it expects, calibrated: of all that it says .1 of, a tenth is earned."""
-
-    def estimates(self, context: Features, ads: Sequence[Ad]) -> Floats:
-        """Expected reward of each ad, scaled to [0, 1] like rewards, shape (n_ads,). Changes nothing."""
 
 
 def names() -> list[str]:

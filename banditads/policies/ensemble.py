@@ -4,7 +4,8 @@ No single model is safe everywhere. One ridge regression per ad is the best wher
 random cosines of the context where it is not; a logistic regression on all products of a visitor's and an
 ad's features where ads are many and clicks are few, and for ads that are new; and an ad's mere reward rate
 where nothing else can be known. The reward is regressed on the four, online and by how often the ad was
-shown, so each is trusted as far as it has been right, and all of them together no further than the data bear.
+shown, so each is trusted as far as it has been right, and all of them together no further than the data bear;
+what a recommender says of an ad, if it says anything, is a fifth.
 
 An ad is shown as often as it is probable that it is the best one, computed and not sampled. How unsure an
 ad's estimate is comes from its ridge regression, in units of the noise of rewards, so that rare clicks are
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import sspmv, sspr  # type: ignore[import-untyped]
 from scipy.special import ndtr  # type: ignore[import-untyped]
 
-from ..events import Ad, Features, Saved
+from ..events import Ad, Features, Saved, apart
 from ..features import tokens
 from ..scaling import Scale
 from . import Floats, check_ranges
@@ -52,11 +53,13 @@ Token: TypeAlias = str | tuple[str] | tuple[str, str]  # a number, that there is
 PLACES = 2**16  # scales and counts that are kept; names that meet in one place share theirs
 KEPT = 10_000  # ads whose features are kept hashed
 COLUMNS = 128  # numbers that an ad is hashed into for the shared model
-MODELS = 4  # linear, kernel, shared, rate
+MODELS = 5  # linear, kernel, shared, rate, and what a recommender says
+EQUAL = np.array([0.25, 0.25, 0.25, 0.25, 0.0])  # (MODELS,), trust before anything is learned
 STAGES = 8  # an ad is in stage k after 2 ** (k - 1) rewards: trust depends on it
 SPILL = 0.5  # what is seen in one stage counts so much in the next, and that squared in the one beyond
 OFTEN, SELDOM = 200, 8  # rewards after which trust is renewed at every eighth one only
 PRIOR = 5.0  # rewards that an ad's rate begins with, all of them average
+SPAN = 0.7  # cosines are up to exp(SPAN) times as wide or as narrow as the bandwidth
 CELLS, REACH = 32, 4.0  # of the integral: how many, and how many standard deviations it goes
 RARE = 0.01  # share of visitors who have a word, from which on it may have a slot of its own
 SPARK = np.float32(0.01)  # AdaGrad begins with squared gradients of this sum
@@ -127,22 +130,23 @@ class Policy:
     ...     policy.learn({"device": "mobile"}, ads, pick=pick, reward=reward, propensity=0.5)
     >>> policy.pmf({"device": "mobile"}, ads).round(3)
     array([0.05, 0.95])
-    >>> policy.estimates({"device": "mobile"}, ads).round(1)
-    array([0., 1.])
+    >>> round(policy.expected({"device": "mobile"}, ads, pick=0), 1)
+    1.0
     """
 
     _last: tuple[Features | None, Read]
+    _asked: tuple[Features | None, Sequence[Ad], Floats]
 
     def __init__(
         self,
         *,
-        width: float = 0.05,
+        width: float = 0.04,
         epsilon: float = 0.01,
         dim: int = 64,
         kernel: int = 128,
         bandwidth: float = 1.0,
         ridge: float = 0.3,
-        learning_rate: float = 0.2,
+        learning_rate: float = 0.4,
         bits: int = 10,
         memory: int = 1000,
         max_ads: int = 512,
@@ -167,7 +171,8 @@ class Policy:
         self.waiting: Mapping[str, int] = {}
         # The last cosine is that of 0, a constant.
         dice = np.random.Generator(np.random.PCG64(seed))
-        self.directions = dice.standard_normal((kernel, dim)).astype(np.float32) / np.float32(bandwidth)
+        lengths = np.exp(dice.uniform(-SPAN, SPAN, kernel)) / bandwidth
+        self.directions = (dice.standard_normal((kernel, dim)) * lengths[:, None]).astype(np.float32)
         self.phases = dice.uniform(0, 2 * pi, kernel).astype(np.float32)
         self.directions[:, 0] = self.directions[-1] = self.phases[-1] = 0.0
         self.heights = np.full(kernel, sqrt(2 / kernel), np.float32)
@@ -195,7 +200,7 @@ class Policy:
         self.cosine = np.zeros((1, kernel * (kernel + 1) // 2), np.float32)
         self.rates = np.zeros((1, 2))  # rewards, and their sum
         self.stages = np.zeros(1, np.int64)
-        self.trust: Floats = np.full((MODELS, STAGES), 1 / MODELS)
+        self.trust: Floats = np.repeat(EQUAL[:, None], STAGES, axis=1)
         self._begin(0)
         self._start()
 
@@ -203,6 +208,7 @@ class Policy:
         """Probability that each ad is the best, and `epsilon` for all, shape (n_ads,)."""
         read = self._read(context)
         estimates, rows = self._estimates(read, ads)
+        self._asked = context, ads, estimates
         variances = self.variances[rows] @ np.square(read.linear)
         if self.waiting:
             waiting = self.waiting
@@ -213,15 +219,20 @@ class Policy:
         best += self.epsilon / len(ads)
         return best
 
-    def estimates(self, context: Features, ads: Sequence[Ad]) -> Floats:
-        """Expected reward of each ad, in [0, 1], shape (n_ads,)."""
-        return self._estimates(self._read(context), ads)[0].clip(0.0, 1.0)
+    def expected(self, context: Features, ads: Sequence[Ad], pick: int) -> float | None:
+        """What the models say together, within [0, 1]."""
+        asked, among, estimates = self._asked
+        if asked is not context or among is not ads:
+            estimates = self._estimates(self._read(context), ads)[0]
+        return min(1.0, max(0.0, float(estimates[pick])))
 
     def learn(
         self, context: Features, ads: Sequence[Ad], pick: int, reward: float, propensity: float
     ) -> None:
         """One step of each model, and of how far each is trusted, for the ad that was picked."""
-        ad, average = ads[pick], self._average()
+        plain, advice = apart(ads)
+        ad, average = plain[pick], self._average()
+        self._asked = None, (), self.trust[0]
         self._meet(context)
         x, rows, values = self._vector(context)
         self.learned += 1
@@ -242,6 +253,7 @@ class Policy:
                 float(weights[dim:] @ read.kernel),
                 click - average,
                 (earned + PRIOR * average) / (shown + PRIOR) - average,
+                1 / (1 + exp(-advice[pick])) - average if advice else 0.0,
             ]
         )
         stage, error = int(self.stages[row]), reward - average
@@ -292,7 +304,7 @@ class Policy:
 
     def describe(self) -> dict[str, Any]:
         """The options, how much was learned, and how far each model is trusted for well-known ads."""
-        linear, kernel, shared, rate = self.trust[:, -1].round(3).tolist()
+        linear, kernel, shared, rate, advice = self.trust[:, -1].round(3).tolist()
         return {
             "width": self.width,
             "epsilon": self.epsilon,
@@ -310,6 +322,7 @@ class Policy:
             "trust_kernel": kernel,
             "trust_shared": shared,
             "trust_rate": rate,
+            "trust_advice": advice,
         }
 
     def _start(self) -> None:
@@ -318,6 +331,7 @@ class Policy:
         self._places: dict[Token, tuple[int, int]] = {}
         # What was learned last, which the state asks about at once. No context is None.
         self._last = None, NOTHING
+        self._asked = None, (), self.trust[0]
         self._kept: OrderedDict[str, Kept] = OrderedDict()  # by ad id; least recently used first
         self._slate = NO_SLATE  # the last long one, the rows of its ads, and they for the shared model
 
@@ -329,7 +343,8 @@ class Policy:
 
     def _estimates(self, read: Read, ads: Sequence[Ad]) -> tuple[Floats, Places]:
         """(expected reward of each ad, their rows), shape (n_ads,) each."""
-        rows, columns = self._rows(ads)
+        plain, advice = apart(ads)
+        rows, columns = self._rows(plain)
         average, dim = self._average(), self.dim
         weights, rates = self.weights[rows], self.rates[rows]
         said = np.empty((MODELS, len(ads)))
@@ -340,6 +355,7 @@ class Policy:
         said[2] = 1 / (1 + np.exp(-logits))
         said[2] -= average
         said[3] = (rates[:, 1] - average * rates[:, 0]) / (rates[:, 0] + PRIOR)
+        said[4] = 1 / (1 + np.exp(np.negative(advice))) - average if advice else 0.0
         said *= self.trust[:, self.stages[rows]]
         estimates: Floats = np.add.reduce(said)
         estimates += average
@@ -360,7 +376,7 @@ class Policy:
         self.moment += (near / noise * error)[:, None] * said
         if self.learned > OFTEN and self.learned % SELDOM:
             return  # 20 us, and changes little by then
-        trust = np.linalg.solve(self.gram + np.eye(MODELS), (self.moment + 1 / MODELS)[:, :, None])[:, :, 0].T
+        trust = np.linalg.solve(self.gram + np.eye(MODELS), (self.moment + EQUAL)[:, :, None])[:, :, 0].T
         trust = trust.clip(0.0)
         self.trust = trust / np.maximum(trust.sum(axis=0), 1.0)
 
