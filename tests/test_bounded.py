@@ -100,7 +100,7 @@ SIZES = {
     "ensemble": ({"dim": 8, "kernel": 4, "bits": 4, "max_ads": 5}, lambda p: (
         len(p.scales), len(p.slots), len(p.columns), len(p._kept), len(p.shared), len(p.counts) <= 64,
         len(p._hashes) <= 64, len(p._places) <= 64, *(len(getattr(p, each)) for each in ensemble.BY_ROW)),
-        (64, 7, 127, 10, 16, True, True, True, *[6] * 6)),
+        (64, 7, 127, 10, 16, True, True, True, *[6] * 7)),
     "thompson": ({"max_arms": 5}, lambda p: (len(p.arms),), (5,)),
 }  # fmt: skip
 

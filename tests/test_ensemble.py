@@ -97,7 +97,7 @@ def test_the_regressions_are_ridge_regressions():
     x, y = dice.normal(size=(50, 6)).astype(np.float32), dice.normal(size=50)
     inverse, weights = policy.linear[0].copy(), np.zeros(6, np.float32)
     for row, target in zip(x, y, strict=True):
-        policy._regress(inverse, weights, row, float(target - weights @ row))
+        ensemble._regress(inverse, weights, row, float(target - weights @ row))
     gram = x.T @ x + 2.0 * np.eye(6)
 
     np.testing.assert_allclose(weights, np.linalg.solve(gram, x.T @ y), atol=1e-5)
@@ -112,7 +112,7 @@ def test_a_million_steps_leave_a_regression_sound():
     few = dice.normal(size=(1000, 8)).astype(np.float32) * np.array([1, 1, 1, 1, 1, 1, 0.01, 100], np.float32)
     for step in range(100_000):
         row = few[step % 1000]
-        policy._regress(inverse, weights, row, float(row @ truth) - float(weights @ row))
+        ensemble._regress(inverse, weights, row, float(row @ truth) - float(weights @ row))
 
     assert (inverse[policy.diagonal] > 0).all()
     np.testing.assert_allclose(weights, truth, atol=0.01)

@@ -5,7 +5,7 @@ from banditads.logs import open_bandit
 from banditads.simulation import World, visits
 
 
-def test_after_5000_visits_vw_earns_at_least_half_again_as_much_as_random_ads(start):
+def test_after_5000_visits_it_earns_at_least_half_again_as_much_as_random_ads(start):
     server = start("--catalog", "demo")
     world = World(open_bandit.items("all"), seed=1)
     with Client(server.url) as client:

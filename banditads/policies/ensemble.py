@@ -66,13 +66,13 @@ SPARK = np.float32(0.01)  # AdaGrad begins with squared gradients of this sum
 SPILLS = SPILL ** np.abs(np.subtract.outer(np.arange(STAGES), np.arange(STAGES)))  # (STAGES, STAGES)
 NO_SLATE: Slate = (), np.zeros(0, np.int64), np.zeros((0, COLUMNS), np.float32)
 GRID = np.linspace(0.0, 1.0, CELLS + 1)[:, None]
-BY_ROW = ("weights", "variances", "linear", "cosine", "rates", "stages")
+BY_ROW = ("weights", "cosines", "variances", "linear", "kernels", "rates", "stages")
 
 
 class Read(NamedTuple):
     """A context as the models see it."""
 
-    linear: Singles  # (dim,), the constant first; of mean squared length 1
+    linear: Singles  # (n,), the constant first; of mean squared length 1
     kernel: Singles  # (kernel,), random cosines, and a constant
     rows: list[int]  # (n,), of the shared model
     values: Singles  # (n,), of length 1
@@ -101,7 +101,8 @@ class Policy:
     epsilon
         Share of choices spread evenly over all ads, in [0, 1].
     dim
-        Numbers that a context is hashed into, with the constant, 2 to 512.
+        Numbers that a context may become, with the constant, 2 to 512; beyond, names share. Time and memory
+        grow with the square of how many there are.
     kernel
         Random cosines of the context, with a constant, 2 to 1024. Memory of an ad grows with its square.
     bandwidth
@@ -142,14 +143,14 @@ class Policy:
         *,
         width: float = 0.04,
         epsilon: float = 0.01,
-        dim: int = 64,
+        dim: int = 256,
         kernel: int = 128,
         bandwidth: float = 1.0,
         ridge: float = 0.3,
         learning_rate: float = 0.4,
-        bits: int = 10,
+        bits: int = 12,
         memory: int = 1000,
-        max_ads: int = 512,
+        max_ads: int = 256,
         seed: int = 0,
     ) -> None:
         check_ranges(
@@ -177,7 +178,6 @@ class Policy:
         self.directions[:, 0] = self.directions[-1] = self.phases[-1] = 0.0
         self.heights = np.full(kernel, sqrt(2 / kernel), np.float32)
         self.heights[-1] = 1.0
-        # Where the diagonals of symmetric matrices lie that are packed by columns of their lower halves.
         self.diagonal = _diagonal(dim)
 
         self.learned = 0  # rewards
@@ -194,10 +194,11 @@ class Policy:
         self.moment = np.zeros((STAGES, MODELS))  # of them and the rewards, likewise
         # Row 0 is that of an ad which never learned. Rows are never empty: the first ones that are taken are.
         self.rows: OrderedDict[str, int] = OrderedDict()  # ad id -> its row; learned longest ago first
-        self.weights = np.zeros((1, dim + kernel), np.float32)
+        self.weights = np.zeros((1, dim), np.float32)
+        self.cosines = np.zeros((1, kernel), np.float32)
         self.variances = np.zeros((1, dim), np.float32)  # diagonals of what follows
         self.linear = np.zeros((1, dim * (dim + 1) // 2), np.float32)  # inverse Gram matrices, packed
-        self.cosine = np.zeros((1, kernel * (kernel + 1) // 2), np.float32)
+        self.kernels = np.zeros((1, kernel * (kernel + 1) // 2), np.float32)
         self.rates = np.zeros((1, 2))  # rewards, and their sum
         self.stages = np.zeros(1, np.int64)
         self.trust: Floats = np.repeat(EQUAL[:, None], STAGES, axis=1)
@@ -209,7 +210,7 @@ class Policy:
         read = self._read(context)
         estimates, rows = self._estimates(read, ads)
         self._asked = context, ads, estimates
-        variances = self.variances[rows] @ np.square(read.linear)
+        variances = self.variances[:, : len(read.linear)][rows] @ np.square(read.linear)
         if self.waiting:
             waiting = self.waiting
             variances /= 1 + variances * np.array([waiting.get(ad.id, 0) for ad in ads])
@@ -240,7 +241,7 @@ class Policy:
         read = Read(*self._scaled(x), rows, values)
         self._last = {**context}, read
         kept, row = self._ad(ad, learn=True), self._row(ad.id)
-        weights, dim = self.weights[row], self.dim
+        weights, cosines, size = self.weights[row], self.cosines[row], len(x)
         shown, earned = self.rates[row].tolist()
 
         cells = np.ix_(read.rows, kept.columns)
@@ -249,8 +250,8 @@ class Policy:
         click = 1 / (1 + exp(-max(-20.0, min(20.0, logit))))
         said = np.array(
             [
-                float(weights[:dim] @ read.linear),
-                float(weights[dim:] @ read.kernel),
+                float(weights[:size] @ read.linear),
+                float(cosines @ read.kernel),
                 click - average,
                 (earned + PRIOR * average) / (shown + PRIOR) - average,
                 1 / (1 + exp(-advice[pick])) - average if advice else 0.0,
@@ -259,9 +260,9 @@ class Policy:
         stage, error = int(self.stages[row]), reward - average
         self._weigh(stage, said, error)
 
-        self._regress(self.linear[row], weights[:dim], read.linear, error - float(said[0]))
-        self._regress(self.cosine[row], weights[dim:], read.kernel, error - float(said[1]))
-        self.variances[row] = self.linear[row, self.diagonal]
+        _regress(self.linear[row], weights[:size], read.linear, error - float(said[0]))
+        _regress(self.kernels[row], cosines, read.kernel, error - float(said[1]))
+        self.variances[row, :size] = self.linear[row, self.diagonal[:size]]
         gradient = np.outer(read.values * np.float32(click - reward), kept.values)
         squares = self.squares[cells] + np.square(gradient)
         self.squares[cells] = squares
@@ -280,7 +281,7 @@ class Policy:
             [each.tobytes() for each in (used, self.shared[used], self.squares[used])],
             [self.gram.tobytes(), self.moment.tobytes(), self.trust.tobytes()],
             list(self.rows.items()),
-            [getattr(self, name)[:n].tobytes() for name in BY_ROW],
+            [getattr(self, name)[:n, :size].tobytes() for name, size in self._sizes().items()],
         ]
 
     def load(self, saved: Saved) -> None:
@@ -296,9 +297,11 @@ class Policy:
         self.gram = np.frombuffer(stack[0]).reshape(self.gram.shape).copy()
         self.moment = np.frombuffer(stack[1]).reshape(self.moment.shape).copy()
         self.rows = OrderedDict(rows)
-        for name, raw in zip(BY_ROW, by_row, strict=True):
-            old = getattr(self, name)
-            setattr(self, name, np.frombuffer(raw, old.dtype).reshape(-1, *old.shape[1:]).copy())
+        for (name, size), raw in zip(self._sizes().items(), by_row, strict=True):
+            table = getattr(self, name)[:1].repeat(len(rows) + 1, axis=0)  # as nobody has changed it
+            table[:, :size] = np.frombuffer(raw, table.dtype).reshape(-1, size)
+            setattr(self, name, table)
+        self.stages = np.minimum(np.frexp(self.rates[:, 0])[1].astype(np.int64), STAGES - 1)
         self._start()
         self.trust = np.frombuffer(stack[2]).reshape(self.trust.shape).copy()
 
@@ -325,6 +328,22 @@ class Policy:
             "trust_advice": advice,
         }
 
+    def _size(self) -> int:
+        """Numbers of a context: as many as there are slots, in steps of 16; the first is the constant."""
+        return min(self.dim, (len(self.slots) + 18) // 16 * 16)
+
+    def _sizes(self) -> dict[str, int]:
+        """How much of each table by row has ever changed."""
+        n = self._size()
+        return {
+            "weights": n,
+            "cosines": self.kernel,
+            "variances": n,
+            "linear": n * (n + 1) // 2,
+            "kernels": self.kernels.shape[1],
+            "rates": 2,
+        }
+
     def _start(self) -> None:
         """What is made from the rest, and kept for speed."""
         self._hashes: dict[Token, int] = {}
@@ -345,11 +364,10 @@ class Policy:
         """(expected reward of each ad, their rows), shape (n_ads,) each."""
         plain, advice = apart(ads)
         rows, columns = self._rows(plain)
-        average, dim = self._average(), self.dim
-        weights, rates = self.weights[rows], self.rates[rows]
+        average, rates = self._average(), self.rates[rows]
         said = np.empty((MODELS, len(ads)))
-        said[0] = weights[:, :dim] @ read.linear
-        said[1] = weights[:, dim:] @ read.kernel
+        said[0] = self.weights[:, : len(read.linear)][rows] @ read.linear
+        said[1] = self.cosines[rows] @ read.kernel
         logits = columns @ (read.values @ self.shared[read.rows])
         logits += np.float32(log(average / (1 - average)))
         said[2] = 1 / (1 + np.exp(-logits))
@@ -379,13 +397,6 @@ class Policy:
         trust = np.linalg.solve(self.gram + np.eye(MODELS), (self.moment + EQUAL)[:, :, None])[:, :, 0].T
         trust = trust.clip(0.0)
         self.trust = trust / np.maximum(trust.sum(axis=0), 1.0)
-
-    def _regress(self, inverse: Singles, weights: Singles, x: Singles, error: float) -> None:
-        """Recursive least squares: the inverse Gram matrix by Sherman and Morrison, in place."""
-        gain = sspmv(len(x), 1.0, inverse, x, lower=1)
-        shrink = 1 / (1 + max(0.0, float(gain @ x)))
-        weights += gain * np.float32(error * shrink)
-        sspr(len(x), -shrink, gain, inverse, lower=1, overwrite_ap=1)
 
     # What is read
 
@@ -418,9 +429,8 @@ class Policy:
             self._places.clear()
 
     def _vector(self, context: Features) -> tuple[Singles, list[int], Singles]:
-        """A context as numbers, shape (dim,); and rows of the shared model with their values."""
-        x, rows, values = [0.0] * self.dim, [0], [1.0]
-        x[0] = 1.0
+        """A context as numbers, shape (n,); and rows of the shared model with their values."""
+        x, rows, values = [0.0] * self._size(), [0], [1.0]
         places, find = self._places, self._place
         for name, value in context.items():
             if isinstance(value, str):
@@ -440,6 +450,7 @@ class Policy:
             x[slot] += number
             rows.append(row)
             values.append(number)
+        x[0] = 1.0
         found = np.array(values, np.float32)
         found *= np.float32(1 / sqrt(float(found @ found)))
         return np.array(x, np.float32), rows, found
@@ -449,13 +460,15 @@ class Policy:
         key = self._hash(token)
         if len(self._places) >= PLACES:
             self._places.clear()
-        found = self._places[token] = self.slots.get(key) or 1 + key % (self.dim - 1), key & self.mask
+        others = len(self.slots) if len(self.slots) >= self.dim - 1 else 0
+        slot = self.slots.get(key) or (1 + key % others if others else 0)
+        found = self._places[token] = slot, key & self.mask
         return found
 
     def _scaled(self, x: Singles) -> tuple[Singles, Singles]:
         """A context of mean length 1, and random cosines of it, both with a constant."""
         square = self.length / self.learned if self.learned else 2.0
-        cosines: Singles = self.directions @ (x * np.float32(1 / sqrt(max(square - 1, 0.5))))
+        cosines: Singles = self.directions[:, : len(x)] @ (x * np.float32(1 / sqrt(max(square - 1, 0.5))))
         cosines += self.phases
         np.cos(cosines, out=cosines)
         cosines *= self.heights
@@ -540,12 +553,23 @@ class Policy:
         for each in BY_ROW:
             getattr(self, each)[row] = 0
         self.variances[row] = self.linear[row, self.diagonal] = 1 / self.ridge
-        self.cosine[row, _diagonal(self.kernel)] = 1 / self.ridge
+        self.kernels[row, _diagonal(self.kernel)] = 1 / self.ridge
+
+
+def _regress(inverse: Singles, weights: Singles, x: Singles, error: float) -> None:
+    """Recursive least squares: the inverse Gram matrix by Sherman and Morrison, in place.
+
+    It is packed by columns of its upper half, so one of fewer numbers is the beginning of one of more.
+    """
+    gain = sspmv(len(x), 1.0, inverse, x)
+    shrink = 1 / (1 + max(0.0, float(gain @ x)))
+    weights += gain * np.float32(error * shrink)
+    sspr(len(x), -shrink, gain, inverse, overwrite_ap=1)
 
 
 def _diagonal(n: int) -> Places:
-    """Where the diagonal of a symmetric matrix lies, packed by columns of its lower half; shape (n,)."""
-    return np.cumsum([0, *range(n, 1, -1)])
+    """Where the diagonal of a symmetric matrix lies, packed by columns of its upper half; shape (n,)."""
+    return np.cumsum(range(1, n + 1)) - 1
 
 
 def _best(mean: Floats, deviation: Floats) -> Floats:
