@@ -43,7 +43,7 @@ def saved(engine):
     return list(Snapshots(engine.snapshots.folder, KEY).load())
 
 
-@pytest.mark.parametrize("policy", ["vw", "linucb", "logistic"])
+@pytest.mark.parametrize("policy", ["ensemble", "vw", "linucb", "logistic"])
 def test_a_snapshot_is_the_state_byte_for_byte(make_engine, clock, tmp_path, policy):
     engine = make_engine(policy, connect(f"file:{tmp_path}"), snapshots=Snapshots(tmp_path, KEY))
     drive(engine, clock, 100)

@@ -152,7 +152,7 @@ def advised_engine(policy="vw"):
     return engine
 
 
-@pytest.mark.parametrize("policy", ["vw", "linucb", "thompson", "logistic", "uniform"])
+@pytest.mark.parametrize("policy", ["ensemble", "vw", "linucb", "thompson", "logistic", "uniform"])
 def test_a_policy_that_is_advised_decides_from_what_is_in_the_event(policy):
     engine = advised_engine(policy)
     visits(engine, 60)
