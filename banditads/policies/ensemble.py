@@ -60,8 +60,8 @@ OFTEN, SELDOM = 200, 8  # rewards after which trust is renewed at every eighth o
 PRIOR = 5.0  # rewards that an ad's rate begins with, all of them average
 SPAN = 0.7  # cosines are up to exp(SPAN) times as wide or as narrow as the bandwidth
 RARE = 0.01  # share of visitors who have a word, from which on it may have a slot of its own
-# Bounds grow with this power of the noise (4 times its variance: 1 where rewards are a toss-up). With .5, as a
-# standard deviation does, rare clicks are explored too much: 14 % fewer where 1 % click. With 1 the best of
+# Bounds grow with this power of the noise (4 times its variance: 1 where rewards are a toss-up). With .5, as
+# a standard deviation does, rare clicks are explored too much: 14 % fewer where 1 % click. With 1 the best of
 # 24 ads is settled too soon: 6 % fewer.
 TAME = 0.75
 SPARK = np.float32(0.01)  # AdaGrad begins with squared gradients of this sum
@@ -415,7 +415,8 @@ class Policy:
                     continue
                 place = key % PLACES
                 count = self.counts[place] = self.counts.get(place, 0) + 1
-                if count < 3 or count < RARE * seen:
+                # The first half of the slots is for whoever comes, the other for what comes often.
+                if len(self.slots) >= self.dim // 2 and (count < 3 or count < RARE * seen):
                     continue
             else:
                 key = self._hash(name)
