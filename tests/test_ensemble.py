@@ -8,7 +8,7 @@ import pytest
 
 from banditads import policies
 from banditads.choosing import Request, spread
-from banditads.events import Ad, Advised
+from banditads.events import Ad, Advised, Promoted
 from banditads.policies import ensemble
 from banditads.state import State
 
@@ -156,6 +156,20 @@ def test_a_state_tells_its_policy_what_waits_and_so_does_one_that_was_loaded(mak
     clock.now += 60.0
     engine.tick()
     assert policy.waiting == {}
+
+
+def test_who_decides_sees_what_waits_and_a_challenger_does_not():
+    other = "ensemble:width=0.1"
+    state = State("ensemble", challengers=[other])
+    loaded = State("ensemble", challengers=[other])
+    first, second = state.policy, state.challengers.policies[other]
+    assert first.waiting is state.joiner.waiting is not second.waiting
+    state.apply(0, Promoted(1.0, other))
+    loaded.load(state.dump())
+
+    assert second.waiting is state.joiner.waiting is not first.waiting
+    assert loaded.policy.waiting is loaded.joiner.waiting
+    assert all(each.waiting is not loaded.joiner.waiting for each in loaded.challengers.policies.values())
 
 
 def test_the_ads_that_learned_longest_ago_start_again():
