@@ -35,6 +35,8 @@ from rich.console import Console
 from rich.markdown import Markdown
 from workload import Contestant, Costs
 
+from banditads.state import USUAL
+
 OURS, DEFAULT = "banditads", "banditads, default policy"
 NO_DISK, FALCON, ALWAYS = (
     "banditads, journal in memory",
@@ -143,7 +145,7 @@ def in_process(turns: int, counts: Sequence[int], *, peers: bool, largest: int) 
             variants: dict[str, AbstractContextManager[workload.Ours]] = {OURS: workload.ours(count)}
             if count in (10, 100):
                 variants |= {
-                    DEFAULT: workload.ours(count, {}),
+                    DEFAULT: workload.ours(count, {}, policy=USUAL),
                     NO_DISK: workload.ours(count, journal="memory"),
                     FALCON: workload.ours(count, build=falcon_routes.build),
                 }

@@ -118,13 +118,14 @@ def ours(
     count: int,
     options: dict[str, Any] = EPSILON,
     *,
+    policy: str = "vw",
     journal: str = "file",
     build: Callable[[Engine], Callable[..., Any]] = api.build,
 ) -> Iterator[Ours]:
     """So many ads behind `build`, `journal` "file" (fsync everysec) or "memory"."""
     with TemporaryDirectory() as folder:
         address = connect(f"file:{folder}", fsync="everysec") if journal == "file" else connect("memory:")
-        engine = Engine(State("vw", options), address, ids=EventIds(b"k" * 32))
+        engine = Engine(State(policy, options), address, ids=EventIds(b"k" * 32))
         engine.put_ads(ads(count))
         yield Ours(engine, build(engine))
         engine.journal.close()
