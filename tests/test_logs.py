@@ -16,10 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from banditads import logs
+from banditads.choosing import Request
+from banditads.directory import DataDirectory
+from banditads.engine import Engine
 from banditads.errors import Damaged, Misconfigured
 from banditads.events import Ad, Chosen, Settled
 from banditads.features import clean
+from banditads.journal.file import Journal
 from banditads.logs import open_bandit
+from banditads.signing import EventIds
+from banditads.state import State
 
 CLICKS = {  # as in banditads/data/open_bandit_dataset/README.md
     "random/all": (38, 80),
@@ -119,6 +125,18 @@ def test_what_was_written_comes_back(kind, rounds, tmp_path):
 
     assert logs.write(kind, rounds, path) == len(rounds)
     assert list(logs.read(path)) == rounds
+
+
+def test_a_journal_is_read_whoever_challenges(tmp_path):
+    state = State("thompson", challengers=["uniform", "vw:bits=10"], floor=0.1)
+    with DataDirectory(tmp_path) as directory:
+        directory.commit(state.identity)
+        engine = Engine(state, Journal(str(tmp_path)), ids=EventIds(b"k" * 32), clock=lambda: 1.0)
+        engine.put_ads([Ad("hats"), Ad("shoes")])
+        engine.reward(engine.choose(Request()).event.event_id, 1.0)
+        engine.journal.close()
+
+    assert [each.reward for each in logs.read(tmp_path)] == [1.0]
 
 
 @pytest.mark.parametrize("kind", logs.writable())

@@ -27,4 +27,5 @@ def read(path: Path) -> Iterator[Settled]:
         raise Misconfigured(
             f"the journal in {path} no longer goes back to its beginning; serve with keep_journal to keep it"
         )
-    return settled(scan(path), State.of({**(read_config(path) or {}), "policy": "uniform", "options": {}}))
+    nobody = {"policy": "uniform", "options": {}, "challengers": ()}  # who reads asks nobody
+    return settled(scan(path), State.of({**(read_config(path) or {}), **nobody}))
