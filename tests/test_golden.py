@@ -59,3 +59,26 @@ def test_an_old_journal_can_be_gone_on_with(folder, tmp_path):
 def test_every_kind_of_event_is_in_a_golden_journal():
     kept = {type(events.decode(record)) for folder in GOLDEN for _, record in scan(folder)}
     assert kept == set(get_args(events.Event))
+
+
+def structs(value):
+    """All structs there are in a value, itself among them."""
+    if isinstance(value, msgspec.Struct):
+        yield value
+        for name in value.__struct_fields__:
+            yield from structs(getattr(value, name))
+    for each in value if isinstance(value, tuple) else ():
+        yield from structs(each)
+
+
+def test_every_field_of_an_event_is_in_a_golden_journal_with_a_value_of_its_own():
+    kept, default = set(), set()
+    for folder in GOLDEN:
+        for _, record in scan(folder):
+            for struct in structs(events.decode(record)):
+                for field in msgspec.structs.fields(struct):
+                    usual = field.default if field.default_factory is msgspec.NODEFAULT else {}
+                    where = kept if getattr(struct, field.name) != usual else default
+                    where.add((type(struct).__name__, field.name))
+    assert ("Ad", "house") in kept
+    assert default - kept == set()
