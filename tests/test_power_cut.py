@@ -144,6 +144,34 @@ def test_after_a_power_cut_at_any_call_all_that_was_acknowledged_is_there(disk, 
     assert disk.cuts > 400
 
 
+def test_after_a_kill_a_power_cut_finds_no_name_of_a_segment_that_is_not_there_yet(disk):
+    """What a killed process had sealed gets its name from the next one, which may lose its power too."""
+    killed = []
+
+    def check(copy):
+        if killed:
+            journal = Journal(str(copy))
+            there = list(journal.read(0))
+            assert there == [(n, b"record") for n in range(journal.end)]
+            assert there
+            journal.close()
+        shutil.rmtree(copy)
+
+    disk.folder.mkdir()
+    with disk.watched(check):
+        journal = Journal(str(disk.folder))
+        journal.sync(journal.append(b"record"))
+        journal.seal()
+        journal.append(b"record")
+        killed += [journal._early.old, journal._early.new]
+        for number in killed:
+            os.close(number)
+        journal = Journal(str(disk.folder))
+        assert journal.end == 2
+        journal.close()
+    assert disk.cuts > 30
+
+
 def test_after_a_power_cut_while_it_is_rewritten_every_segment_is_the_old_or_the_new(disk):
     records = [b"%d:" % n * 5 for n in range(30)]
     state = {"complete": False, "sealed": 0, "durable": 0}

@@ -424,6 +424,7 @@ class Journal:
             try:
                 with early.open("rb") as file:
                     _header(file, Segment(self.end, path))
+                    fsync(file.fileno(), early)  # only what is on the disk has a name
             except Damaged:  # it begins elsewhere, or its header was never written
                 log.warning("%s is left out: a power cut took what stood before it", early)
                 early.unlink()
