@@ -16,7 +16,7 @@ from vowpalwabbit import Workspace
 
 from banditads import policies
 from banditads.errors import Misconfigured
-from banditads.events import Ad
+from banditads.events import Ad, Advised
 from banditads.features import clean
 
 
@@ -470,6 +470,19 @@ def test_vw_refuses_a_model_of_other_options():
 
 
 # River
+
+
+def test_vw_is_told_nothing_twice_after_it_failed(monkeypatch):
+    policy, context, seen = policies.make("vw"), {"device": "mobile"}, Advised(ADS, [2.0] * len(ADS))
+    for _ in range(20):
+        policy.learn(context, seen, 0, 1.0, 0.5)
+    before = policy.expected(context, seen, 0)
+    with monkeypatch.context() as broken:
+        broken.setattr(policy._vw, "predict_multi", None)
+        with pytest.raises(TypeError):
+            policy.pmf(context, seen)
+
+    assert policy.expected(context, Advised(ADS, seen.said), 0) == before
 
 
 def test_thompson_believes_what_rivers_does_and_knows_how_probable_it_is_that_an_ad_is_best():

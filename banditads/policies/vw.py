@@ -282,9 +282,11 @@ class Policy:
         """Add what is said of each ad, and take it away again: .3 us an ad, a new example takes 25."""
         for example, odds in zip(examples, said, strict=False):
             example.push_hashed_feature(ADVICE, self._advice, 1 / (1 + exp(-odds)))
-        yield
-        for example, _ in zip(examples, said, strict=False):
-            example.pop_feature(ADVICE)
+        try:
+            yield
+        finally:  # examples are kept, and would say it twice the next time
+            for example, _ in zip(examples, said, strict=False):
+                example.pop_feature(ADVICE)
 
     def _blanks(self, n_ads: int) -> list[Any]:
         while len(self._empty) < n_ads:  # no example may stand twice in a list
