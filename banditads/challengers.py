@@ -131,6 +131,8 @@ class Challengers:
                 ratios = np.divide(pmf, propensities, out=np.zeros(len(ads)), where=pmf > 0)
             weights.append(float(ratios[choice.pick]))
             most.append(float(ratios.max()))
+        if forgotten := self.waiting.pop(choice.event_id, None):
+            self._count(forgotten)  # now: its id is another decision's from here on
         self.waiting[choice.event_id] = Waiting(tuple(weights), tuple(most))
 
     def learn(self, choice: Chosen, ads: Sequence[Ad], reward: float) -> None:
@@ -154,9 +156,12 @@ class Challengers:
             if first.reward is None and event_id in still_open and len(self.waiting) <= MAX_WAITING:
                 return
             del self.waiting[event_id]
-            self.own.add(1.0, 1.0, first.reward)
-            for figures, weight, most in zip(self.figures.values(), first.weights, first.most, strict=True):
-                figures.add(weight, most, first.reward)
+            self._count(first)
+
+    def _count(self, one: Waiting) -> None:
+        self.own.add(1.0, 1.0, one.reward)
+        for figures, weight, most in zip(self.figures.values(), one.weights, one.most, strict=True):
+            figures.add(weight, most, one.reward)
 
     def gain(self, name: str) -> tuple[float, float]:
         """What a challenger earns more than the champion: the estimate, and a lower bound for all times."""

@@ -234,6 +234,19 @@ def test_what_is_never_known_speaks_against_the_challenger(make_engine):
     assert (figures.gain.sum, figures.earned.sum, figures.spent.sum) == (-0.75, 0, -2.25)
 
 
+def test_a_decision_is_counted_although_another_one_gets_its_id(make_engine):
+    engine = make_engine(challengers=("thompson",))
+    engine.choose(Request(), "first")  # the others are counted after this one
+    engine.choose(Request(user_id="anna"), "again")
+    engine.erase("anna")
+    engine.choose(Request(), "again")
+    engine.reward("again", 1.0)
+    engine.reward("first", 1.0)
+
+    assert engine.state.challengers.own.earned.count == 3
+    assert engine.state.challengers.own.earned.sum == 2
+
+
 def test_what_waits_to_be_counted_is_bounded(make_engine, monkeypatch):
     monkeypatch.setattr("banditads.challengers.MAX_WAITING", 5)
     engine = make_engine(challengers=("thompson",))
