@@ -68,4 +68,6 @@ def settled(records: Records, state: State) -> Iterator[events.Settled]:
             # Whoever reads this has no recommender: its advice is the ads' own.
             advised = events.advised(each.choice.advice, each.ads)
             yield msgspec.structs.replace(each, ads=advised) if each.choice.advice else each
+        if isinstance(event, events.SetAside) and event.event_id in state.joiner.open:
+            state.joiner.forget([event.event_id])  # as `State.apply` does
         state.catalog.apply(event)

@@ -12,7 +12,7 @@ from banditads.engine import Engine
 from banditads.errors import Unknown
 from banditads.events import Ad
 from banditads.journal import connect
-from banditads.replay import fold
+from banditads.replay import fold, settled
 from banditads.signing import EventIds
 from banditads.state import State
 
@@ -102,3 +102,10 @@ def test_a_choice_that_spoils_the_model_is_forgotten_and_everything_else_goes_on
     assert engine.state.stats.set_aside == 1
     again = at_once(journal=engine.journal)
     assert again.state.digest() == engine.state.digest()
+
+    engine.clock = lambda: 1000.0
+    engine.tick()
+    finished = list(settled(engine.journal.read(0), State.of(engine.state.identity)))
+    total = engine.state.stats.total
+    assert len(finished) == total.rewards + total.expired
+    assert event.event_id not in [each.choice.event_id for each in finished]
