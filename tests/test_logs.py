@@ -66,6 +66,8 @@ def some():
         "r1",
         (tea,),
         {"x": "ended"},
+        expected=0.125,
+        promised=0.0625,
     )
     second = Chosen(1700000000.1234567, "e2", ("hats",), np.ones(1).tobytes(), 0, {})
     return [
@@ -111,6 +113,8 @@ def settled(draw):
         request_id=draw(st.just("") | words),
         inline=draw(st.sampled_from([(), slate, slate[:1]])),
         filtered=draw(st.dictionaries(words, words, max_size=2)),
+        expected=draw(st.none() | st.floats(0, 1)),
+        promised=draw(st.none() | st.floats(0, 1)),
     )
     at = draw(moments | st.just(math.inf))
     offset = draw(st.integers(-1, 2**60))
@@ -163,6 +167,21 @@ def test_parquet_columns_are_typed_for_queries(some, tmp_path):
     assert table["ad_id"].to_pylist()[:2] == ["tea é", "hats"]
     assert table["probability"].to_pylist()[:2] == [0.7, 1.0]
     assert table["reward"].to_pylist() == [each.reward for each in some]
+
+
+@pytest.mark.parametrize(("column", "readable"), [("offset", True), ("promised", True), ("reward", False)])
+def test_parquet_of_before_a_column_there_is_now_is_read_but_not_without_a_reward(
+    column, readable, some, tmp_path
+):
+    path = tmp_path / "log.parquet"
+    logs.write("parquet", some, path)
+    pq.write_table(pq.read_table(path, read_dictionary=["ad_features"]).drop_columns([column]), path)
+
+    if readable:
+        assert [each.reward for each in logs.read(path)] == [each.reward for each in some]
+    else:
+        with pytest.raises(Damaged, match=column):
+            list(logs.read(path))
 
 
 def test_parquet_without_pyarrow_says_what_to_install(monkeypatch, tmp_path):

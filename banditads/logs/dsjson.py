@@ -37,6 +37,8 @@ class Ours(msgspec.Struct):
     inline: list[str] = []
     filtered: dict[str, str] = {}
     offset: int = -1
+    expected: float | None = None
+    promised: float | None = None
 
 
 class Line(msgspec.Struct):
@@ -118,6 +120,8 @@ def _line(settled: Settled) -> dict[str, Any]:
             "inline": [ad.id for ad in choice.inline],
             "filtered": choice.filtered,
             "offset": settled.offset,
+            "expected": choice.expected,
+            "promised": choice.promised,
         },
     }
 
@@ -168,6 +172,8 @@ def _settled(line: Line, ads: tuple[Ad, ...]) -> Settled:
         ours.request_id,
         tuple(by_id[ad_id] for ad_id in ours.inline),
         ours.filtered,
+        expected=ours.expected,
+        promised=ours.promised,
     )
     settled_at = math.inf if ours.settled_at is None else ours.settled_at
     return Settled(choice, ads, 0.0 - (line.cost or 0.0), settled_at, ours.silent, ours.offset)

@@ -80,6 +80,8 @@ def _schema(arrow: Any) -> Any:
             "inline": arrow.list_(text),
             "filtered": text,
             "offset": arrow.int64(),
+            "expected": arrow.float64(),  # null: the policy had no idea
+            "promised": arrow.float64(),
         }
     )
 
@@ -110,6 +112,8 @@ def _rows(rounds: Iterable[Settled]) -> Iterator[dict[str, Any]]:
             "inline": [ad.id for ad in choice.inline],
             "filtered": _json(choice.filtered),
             "offset": settled.offset,
+            "expected": choice.expected,
+            "promised": choice.promised,
         }
 
 
@@ -128,7 +132,9 @@ class Row(msgspec.Struct):
     silent: bool
     inline: list[str]
     filtered: str
-    offset: int = -1  # older files lack it
+    offset: int = -1  # older files lack it, and the following
+    expected: float | None = None
+    promised: float | None = None
 
 
 def _rounds(arrow: Any, batch: Any) -> Iterator[Settled]:
@@ -138,7 +144,7 @@ def _rounds(arrow: Any, batch: Any) -> Iterator[Settled]:
     known = [tuple(map(ad_from_dict, listed.decode(text))) for text in slates.dictionary.to_pylist()]
     ids = [tuple(ad.id for ad in ads) for ads in known]
     times = [batch.column(name).cast(arrow.int64()).to_pylist() for name in ("at", "settled_at")]
-    there = [name for name in Row.__struct_fields__ if name != "offset" or name in batch.schema.names]
+    there = [name for name in Row.__struct_fields__ if name in batch.schema.names]
     rest = msgspec.convert(batch.select(there).to_pylist(), list[Row])
     for row, slate, at, settled_at in zip(rest, slates.indices.to_pylist(), *times, strict=True):
         ads = known[slate]
@@ -155,6 +161,8 @@ def _rounds(arrow: Any, batch: Any) -> Iterator[Settled]:
             row.request_id,
             tuple(ads[ids[slate].index(ad_id)] for ad_id in row.inline),
             named.decode(row.filtered),
+            expected=row.expected,
+            promised=row.promised,
         )
         yield Settled(choice, ads, row.reward, _seconds(settled_at), row.silent, row.offset)
 
