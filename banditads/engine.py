@@ -324,7 +324,7 @@ class Engine:
         """The user and the ad of a decision that settled; empty unless something is known of the user."""
         try:
             choice = self._read_back(done).event
-        except (Refused, Damaged):  # what is said of it counts all the same
+        except (Refused, Damaged, OSError):  # what is said of it counts all the same
             return "", ""
         known = isinstance(choice, Chosen) and choice.user_id in self.state.users.profiles
         return (choice.user_id, choice.ad_id) if isinstance(choice, Chosen) and known else ("", "")

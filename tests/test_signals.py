@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from banditads import events
 from banditads.choosing import Request
 from banditads.engine import Engine
-from banditads.errors import Conflict, Expired
+from banditads.errors import Conflict, Damaged, Expired
 from banditads.events import Ad
 from banditads.joiner import MAX_SAID
 from banditads.journal import connect
@@ -215,3 +215,18 @@ def test_a_profile_hears_of_every_signal_once_also_after_the_choice_has_settled(
     written = [events.decode(record) for _, record in engine.journal.read(0)]
     said = [each.user for each in written if isinstance(each, events.Rewarded)]
     assert "nobody" not in said  # nothing is known of them, and nothing more is written down
+
+
+@pytest.mark.parametrize("trouble", [Damaged("a byte has turned"), OSError(24, "Too many open files")])
+def test_what_is_said_counts_although_the_choice_cannot_be_read_any_more(make_engine, monkeypatch, trouble):
+    def unreadable(start):
+        raise trouble
+
+    engine = make_engine()
+    engine.put_users({"anna": {}})
+    event, _ = engine.choose(Request(user_id="anna"))
+    engine.reward(event.event_id, 1.0, "click")
+    monkeypatch.setattr(engine.journal, "read", unreadable)
+
+    assert engine.reward(event.event_id, 1.0, "conversion", "1", 5.0).status == "noted"
+    assert engine.state.stats.signals["conversion"].amount == 5.0
