@@ -298,7 +298,12 @@ PEERS = {
     ),
 }
 CONTESTANTS = OURS | PEERS
-SLOW = {"linucb", "logistic", "VW squarecb, UUA", "coba VW squarecb"}  # 8 to 17 ms a choice among 1,000 ads
+SLOW = {
+    "linucb",
+    "logistic",
+    "VW squarecb, UUA",
+    "coba VW squarecb",
+}  # 8 ms a choice among 1,000 ads, and more
 # Who plays where there is much to play, or ads come and go.
 FEW = [
     *policies.names(),
