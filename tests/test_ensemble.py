@@ -190,3 +190,39 @@ def test_a_tag_counts_although_its_number_is_always_the_same():
 
     assert policy.pmf({}, ads)[0] > 0.9
     assert policy.pmf({"tags.vip": 1.0}, ads)[1] > 0.9
+
+
+def crowded(seed=1, visits=1500):
+    """A policy with room for 8 of 60 ads, whose words decide who likes them; and the clicks it earned."""
+    ads = [Ad(f"ad{n}", {"kind": f"k{n % 6}", "size": f"s{n % 5}"}) for n in range(60)]
+    policy, dice, earned = policies.make("ensemble", max_ads=8), random.Random(seed), []
+    for _ in range(visits):
+        who = {"segment": f"k{dice.randrange(6)}"}
+        some = dice.sample(ads, 6)
+        pmf = policy.pmf(who, some)
+        pick = dice.choices(range(6), pmf)[0]
+        click = float(dice.random() < (0.5 if some[pick].features["kind"] == who["segment"] else 0.1))
+        policy.learn(who, some, pick, click, float(pmf[pick]))
+        earned.append(click)
+    return policy, sum(earned[-500:]) / 500
+
+
+def test_among_more_ads_than_it_remembers_it_knows_an_ad_that_it_never_saw_by_its_words():
+    policy, earned = crowded()
+    assert policy.crowd is not None
+    assert policy.describe()["ads"] == 8
+    new = [Ad("new", {"kind": f"k{n}", "size": "s1"}) for n in range(2)]
+    likes, does_not = estimates(policy, {"segment": "k0"}, new)
+    assert likes > does_not + 0.1
+    assert earned > 0.3  # at random .17; somebody of the right kind is among six with .67: at best .37
+
+
+def test_a_crowd_is_part_of_what_is_saved():
+    policy, _ = crowded(visits=300)
+    copy = policies.make("ensemble", max_ads=8)
+    copy.load(policy.dump())
+    who, ads = {"segment": "k3"}, [Ad(f"ad{n}", {"kind": f"k{n % 6}"}) for n in range(60)]
+    assert copy.pmf(who, ads).tobytes() == policy.pmf(who, ads).tobytes()
+
+    copy.load(policies.make("ensemble", max_ads=8).dump())
+    assert copy.crowd is None

@@ -5,7 +5,10 @@ random cosines of the context where it is not; a logistic regression on all prod
 ad's features where ads are many and clicks are few, and for ads that are new; and an ad's mere reward rate
 where nothing else can be known. The reward is regressed on the four, online and by how often the ad was
 shown, so each is trusted as far as it has been right, and all of them together no further than the data bear;
-what a recommender says of an ad, if it says anything, is a fifth.
+what a recommender says of an ad, if it says anything, is one more. Where ads are a crowd, more than it has
+room for one by one, Vowpal Wabbit's regression joins, which knows any number of them by their features; and
+the doubt about one ad counts as far as models are trusted that know each ad by itself. On MovieLens, with
+1,682 films, that made .68 clicks a visit of .62; `vw` alone earns .69.
 
 How unsure an ad's estimate is comes from its ridge regression, taken as if features were independent, and
 from the noise of rewards, so that rare clicks are not explored as if they were frequent ones. Decisions that
@@ -35,13 +38,13 @@ from scipy.linalg.blas import sspmv, sspr  # type: ignore[import-untyped]
 from ..events import Ad, Features, Saved, apart
 from ..features import tokens
 from ..scaling import Scale
-from . import Floats, check_ranges
+from . import Floats, check_ranges, vw
 
-LIBRARIES = ("numpy", "scipy")
+LIBRARIES = ("numpy", "scipy", "vowpalwabbit")
 EXAMPLES: tuple[dict[str, Any], ...] = (
     {"width": 0.1, "epsilon": 0.1, "bandwidth": 1.5},
     {"dim": 16, "kernel": 16, "bits": 6, "seed": 7},
-    {"max_ads": 50, "ridge": 1.0, "learning_rate": 0.5, "memory": 300},
+    {"max_ads": 4, "ridge": 1.0, "learning_rate": 0.5, "memory": 300},
 )
 
 Singles: TypeAlias = NDArray[np.float32]
@@ -52,8 +55,10 @@ Token: TypeAlias = str | tuple[str] | tuple[str, str]  # a number, that there is
 PLACES = 2**16  # scales and counts that are kept; names that meet in one place share theirs
 KEPT = 10_000  # ads whose features are kept hashed
 COLUMNS = 128  # numbers that an ad is hashed into for the shared model
-MODELS = 5  # linear, kernel, shared, rate, and what a recommender says
-EQUAL = np.array([0.25, 0.25, 0.25, 0.25, 0.0])  # (MODELS,), trust before anything is learned
+MODELS = 6  # linear, kernel, shared, rate, that of a crowd, and what a recommender says
+EQUAL = np.array([0.25, 0.25, 0.25, 0.25, 0.0, 0.0])  # (MODELS,), trust before anything is learned
+CROWDED = np.array([0.2, 0.2, 0.2, 0.2, 0.2, 0.0])  # (MODELS,), the same where ads are a crowd
+OWN = np.array([1.0, 1.0, 0.0, 1.0, 0.0, 0.0])  # (MODELS,), whether a model knows each ad by itself
 STAGES = 8  # an ad is in stage k after 2 ** (k - 1) rewards: trust depends on it
 SPILL = 0.5  # what is seen in one stage counts so much in the next, and that squared in the one beyond
 OFTEN, SELDOM = 200, 8  # rewards after which trust is renewed at every eighth one only
@@ -198,6 +203,7 @@ class Policy:
         self.kernels = np.zeros((1, kernel * (kernel + 1) // 2), np.float32)
         self.rates = np.zeros((1, 2))  # rewards, and their sum
         self.stages = np.zeros(1, np.int64)
+        self.crowd: vw.Policy | None = None  # once there were more ads than rows
         self.trust: Floats = np.repeat(EQUAL[:, None], STAGES, axis=1)
         self._begin(0)
         self._start()
@@ -205,7 +211,7 @@ class Policy:
     def pmf(self, context: Features, ads: Sequence[Ad]) -> Floats:
         """The ads with the highest bound, and `epsilon` for all, shape (n_ads,)."""
         read = self._read(context)
-        estimates, rows = self._estimates(read, ads)
+        estimates, rows = self._estimates(context, read, ads)
         self._asked = context, ads, estimates
         variances = self.variances[:, : len(read.linear)][rows] @ np.square(read.linear)
         if self.waiting:
@@ -213,7 +219,10 @@ class Policy:
             variances /= 1 + variances * np.array([waiting.get(ad.id, 0) for ad in ads])
         # With the variance of rewards and not their standard deviation, which among ads that 1 % click made
         # rare clicks a quarter fewer: it explored them too much.
-        bounds = estimates + np.sqrt(variances) * (4 * self.width * self.noise[1] / self.noise[0])
+        spread = np.sqrt(variances) * (4 * self.width * self.noise[1] / self.noise[0])
+        if self.crowd:  # what is known of them together is not as unsure as each is by itself
+            spread *= (OWN @ self.trust)[self.stages[rows]]
+        bounds = estimates + spread
         top = bounds.max()
         if isnan(top):
             return np.full(len(ads), top)
@@ -224,7 +233,7 @@ class Policy:
         """What the models say together, within [0, 1]."""
         asked, among, estimates = self._asked
         if asked is not context or among is not ads:
-            estimates = self._estimates(self._read(context), ads)[0]
+            estimates = self._estimates(context, self._read(context), ads)[0]
         return min(1.0, max(0.0, float(estimates[pick])))
 
     def learn(
@@ -254,12 +263,15 @@ class Policy:
                 float(cosines @ read.kernel),
                 click - average,
                 (earned + PRIOR * average) / (shown + PRIOR) - average,
+                self.crowd.estimates(context, ads[pick : pick + 1])[0] - average if self.crowd else 0.0,
                 1 / (1 + exp(-advice[pick])) - average if advice else 0.0,
             ]
         )
         stage, error = int(self.stages[row]), reward - average
         self._weigh(stage, said, error)
 
+        if self.crowd:
+            self.crowd.learn(context, ads, pick, reward, propensity)
         _regress(self.linear[row], weights[:size], read.linear, error - float(said[0]))
         _regress(self.kernels[row], cosines, read.kernel, error - float(said[1]))
         self.variances[row, :size] = self.linear[row, self.diagonal[:size]]
@@ -282,11 +294,15 @@ class Policy:
             [self.gram.tobytes(), self.moment.tobytes(), self.trust.tobytes()],
             list(self.rows.items()),
             [getattr(self, name)[:n, :size].tobytes() for name, size in self._sizes().items()],
+            self.crowd.dump() if self.crowd else None,
         ]
 
     def load(self, saved: Saved) -> None:
         """The inverse of `dump`."""
-        (self.learned, self.earned, self.length, noise), names, table, stack, rows, by_row = saved
+        (self.learned, self.earned, self.length, noise), names, table, stack, rows, by_row, crowd = saved
+        self.crowd = _crowd() if crowd else None
+        if self.crowd:
+            self.crowd.load(crowd)
         self.noise = np.frombuffer(noise).copy()
         scales, self.counts, self.slots, self.columns = map(dict, names)
         self.scales = {place: Scale(*scale) for place, scale in scales.items()}
@@ -307,7 +323,7 @@ class Policy:
 
     def describe(self) -> dict[str, Any]:
         """The options, how much was learned, and how far each model is trusted for well-known ads."""
-        linear, kernel, shared, rate, advice = self.trust[:, -1].round(3).tolist()
+        linear, kernel, shared, rate, crowd, advice = self.trust[:, -1].round(3).tolist()
         return {
             "width": self.width,
             "epsilon": self.epsilon,
@@ -325,6 +341,7 @@ class Policy:
             "trust_kernel": kernel,
             "trust_shared": shared,
             "trust_rate": rate,
+            "trust_crowd": crowd,
             "trust_advice": advice,
         }
 
@@ -360,7 +377,7 @@ class Policy:
         """Reward of any ad, in (0, 1)."""
         return (self.earned + 0.05) / (self.learned + 1.0001)
 
-    def _estimates(self, read: Read, ads: Sequence[Ad]) -> tuple[Floats, Places]:
+    def _estimates(self, context: Features, read: Read, ads: Sequence[Ad]) -> tuple[Floats, Places]:
         """(expected reward of each ad, their rows), shape (n_ads,) each."""
         plain, advice = apart(ads)
         rows, columns = self._rows(plain)
@@ -373,7 +390,8 @@ class Policy:
         said[2] = 1 / (1 + np.exp(-logits))
         said[2] -= average
         said[3] = (rates[:, 1] - average * rates[:, 0]) / (rates[:, 0] + PRIOR)
-        said[4] = 1 / (1 + np.exp(np.negative(advice))) - average if advice else 0.0
+        said[4] = np.array(self.crowd.estimates(context, ads)) - average if self.crowd else 0.0
+        said[5] = 1 / (1 + np.exp(np.negative(advice))) - average if advice else 0.0
         said *= self.trust[:, self.stages[rows]]
         estimates: Floats = np.add.reduce(said)
         estimates += average
@@ -394,7 +412,8 @@ class Policy:
         self.moment += (near / noise * error)[:, None] * said
         if self.learned > OFTEN and self.learned % SELDOM:
             return  # 20 us, and changes little by then
-        trust = np.linalg.solve(self.gram + np.eye(MODELS), (self.moment + EQUAL)[:, :, None])[:, :, 0].T
+        equal = CROWDED if self.crowd else EQUAL
+        trust = np.linalg.solve(self.gram + np.eye(MODELS), (self.moment + equal)[:, :, None])[:, :, 0].T
         trust = trust.clip(0.0)
         self.trust = trust / np.maximum(trust.sum(axis=0), 1.0)
 
@@ -544,6 +563,7 @@ class Policy:
                     setattr(self, each, new)
         else:
             row = self.rows.popitem(last=False)[1]
+            self.crowd = self.crowd or _crowd()
         self.rows[name] = row
         self._begin(row)
         self._slate = NO_SLATE
@@ -555,6 +575,11 @@ class Policy:
             getattr(self, each)[row] = 0
         self.variances[row] = self.linear[row, self.diagonal] = 1 / self.ridge
         self.kernels[row, _diagonal(self.kernel)] = 1 / self.ridge
+
+
+def _crowd() -> vw.Policy:
+    """It knows any number of ads by their features, and learns unweighted, from those that were shown."""
+    return vw.Policy(exploration="epsilon", min_propensity=1.0)
 
 
 def _regress(inverse: Singles, weights: Singles, x: Singles, error: float) -> None:

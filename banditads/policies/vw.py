@@ -187,6 +187,11 @@ class Policy:
         cost = self._asked[2][pick].get_partial_prediction()
         return min(1.0, max(0.0, -cost)) if isfinite(cost) else None
 
+    def estimates(self, context: Features, ads: Sequence[Ad]) -> list[float]:
+        """VW's estimate of each ad, as it is: not held within the range of rewards, perhaps not finite."""
+        self.pmf(context, ads)
+        return [-example.get_partial_prediction() for example in self._asked[2]]
+
     def learn(
         self, context: Features, ads: Sequence[Ad], pick: int, reward: float, propensity: float
     ) -> None:
