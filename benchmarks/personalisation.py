@@ -129,6 +129,8 @@ CONTESTANTS: dict[str, Make] = {
     "hybrid": partial(Ranking, name="hybrid"),
     "bandit": partial(Server, policy="vw", **GREEDY),
     "bandit + hybrid": partial(Server, policy="vw", recommender="hybrid", trust=1.0, **GREEDY),
+    "ensemble": partial(Server, policy="ensemble"),
+    "ensemble + hybrid": partial(Server, policy="ensemble", recommender="hybrid"),
 }
 
 
