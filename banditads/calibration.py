@@ -5,6 +5,9 @@ time in ten may happen one time in seven. Here their expectations are bent, by a
 odds, towards what really happened; and what was promised is set beside what came, in groups of like promises.
 Every showing counts `KEEP` times the next one, so all of it follows a world that changes.
 
+Outcomes count in the order of the decisions, when the time of each is over, and not as they come: clicks are
+quicker than silence, and until the first window is over there would be nothing but clicks.
+
 Sources: Platt 1999 (the line), its two numbers learned one reward at a time by Newton's step, as in Penny,
 Roberts 1999 ("Dynamic logistic regression"); Naeini, Cooper, Hauskrecht 2015 (expected calibration error).
 
@@ -15,6 +18,7 @@ Roberts 1999 ("Dynamic logistic regression"); Naeini, Cooper, Hauskrecht 2015 (e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
 from math import exp, log
 
 import msgspec
@@ -30,6 +34,7 @@ WIDTH = 0.5  # of a group, in log odds
 GROUPS = 29  # the one in the middle begins at even odds; the outer two hold all beyond
 ENOUGH = 1000.0  # showings, and
 OUTCOMES = 50.0  # rewards among them, before an error is worth a word
+MAX_EARLY = 100_000  # outcomes that came early and wait for their time; beyond, one does not count
 
 
 class Group(msgspec.Struct, array_like=True):
@@ -66,9 +71,13 @@ class Calibration:
 
     def __init__(self) -> None:
         self.number = 0  # showings learned from
+        self.arrived = 0  # outcomes that came early
         self.start, self.slope = 0.0, 1.0  # odds that are said = start + slope * odds that were expected
         self.precision = [TRUST, 0.0, TRUST]  # of start, of both together, and of slope
         self.groups = [Group() for _ in range(GROUPS)]
+        self.early: list[
+            tuple[float, int, float, float, float]
+        ] = []  # a heap: when to count; number; the rest
 
     def of(self, expected: float) -> float:
         """What will be earned where a policy expects this, both in [0, 1]; never falls as that rises."""
@@ -76,11 +85,24 @@ class Calibration:
             return expected
         return self._said(_odds(expected))
 
-    def apply(self, settled: Settled, reward: float) -> None:
-        """What was expected earned `reward`, in [0, 1]: 3 us."""
+    def apply(self, settled: Settled, reward: float, wait: float = 0.0) -> None:
+        """What was expected earned `reward`, in [0, 1]; it counts `wait` seconds after the choice. 4 us."""
         expected, promised = settled.choice.expected, settled.choice.promised
         if expected is None or promised is None:
             return
+        over = settled.choice.at + wait
+        if over <= settled.at:
+            self._count(expected, promised, reward)
+        elif len(self.early) < MAX_EARLY:
+            self.arrived += 1
+            heappush(self.early, (over, self.arrived, expected, promised, reward))
+
+    def pass_time(self, now: float) -> None:
+        """Count what came early and whose time is over."""
+        while self.early and self.early[0][0] <= now:
+            self._count(*heappop(self.early)[2:])
+
+    def _count(self, expected: float, promised: float, reward: float) -> None:
         self.number += 1
         odds = _odds(expected)
         place = min(GROUPS - 1, max(0, int(_odds(promised) / WIDTH + GROUPS / 2)))
@@ -127,11 +149,14 @@ class Calibration:
 
     def dump(self) -> Saved:
         """Everything."""
-        return [self.number, self.start, self.slope, self.precision, self.groups]
+        early = sorted(self.early)
+        return [self.number, self.arrived, self.start, self.slope, self.precision, self.groups, early]
 
     def load(self, saved: Saved) -> None:
         """The inverse of `dump`."""
-        self.number, self.start, self.slope, self.precision, groups = saved
+        self.number, self.arrived, self.start, self.slope, self.precision, groups, early = saved
+        self.early = [(each[0], each[1], each[2], each[3], each[4]) for each in early]
+        heapify(self.early)
         self.groups = msgspec.convert(groups, list[Group])
 
 

@@ -284,8 +284,8 @@ def _server(arguments: list[str]) -> Iterator[str]:
     help="Of the draws of rejection replay. May be repeated.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Only so many rounds of each log. [default: all]")
-@click.option("--reward-min", default=0.0, show_default=True, help="Smallest reward in the log.")
-@click.option("--reward-max", default=1.0, show_default=True, help="Largest reward in the log.")
+@click.option("--reward-min", type=float, help="Smallest reward in the log. [default: the server's, or 0]")
+@click.option("--reward-max", type=float, help="Largest reward in the log. [default: the server's, or 1]")
 @click.option(
     "--ray",
     default="",

@@ -348,6 +348,7 @@ class Engine:
         """
         with self.put_lock:
             with self.lock:
+                offset = self.state.applied - 1  # should there be none
                 known, new = self.state.catalog.ads.keys(), {ad.id for ad in ads}
                 if len(known) + len(new) > MAX_ADS and len(known | new) > MAX_ADS:
                     raise Invalid(f"the catalog may hold at most {MAX_ADS} ads", "id")

@@ -21,8 +21,10 @@ from rich.table import Table
 
 from . import policies
 from .cluster import Unit, follow_log, spread
+from .directory import read_config
 from .errors import Misconfigured
 from .evaluation import EVERYTHING, LOGGED, Point, Report, Result, joined, results, segments
+from .logs import journal
 from .ope import Estimate
 from .selecting import Selection
 
@@ -37,13 +39,15 @@ def run(
     selection: Selection = EVERYTHING,
     seeds: Sequence[int] = (0,),
     limit: int | None = None,
-    reward_min: float = 0.0,
-    reward_max: float = 1.0,
+    reward_min: float | None = None,
+    reward_max: float | None = None,
     ray: str = "",
     console: Console | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[Report]:
     """Evaluate policies, all there are if none is named, on the first `limit` rounds of each log.
+
+    Where no range of rewards is given, it is that of the data directory, or 0 to 1.
 
     `ray` is the address of a cluster that does it; see `cluster`. `console` gets a progress bar, which is
     gone in the end; none is drawn where it is not a terminal. `progress` hears the same.
@@ -52,7 +56,7 @@ def run(
     for spec in specs:
         policies.from_spec(spec)  # what is no policy is refused before anything takes long
     whole = [
-        Unit(source, specs, selection, seed, limit, reward_min, reward_max)
+        Unit(source, specs, selection, seed, limit, *_range(source, reward_min, reward_max))
         for source in sources
         for seed in seeds
     ]
@@ -212,6 +216,12 @@ def _between(estimate: Estimate, between: str) -> str:
 def _short(number: float) -> str:
     """Three digits, or all those before the point."""
     return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
+
+
+def _range(source: str, low: float | None, high: float | None) -> tuple[float, float]:
+    there = (read_config(Path(source)) or {}) if journal.recognises(Path(source)) else {}
+    least, most = there.get("reward_min", 0.0), there.get("reward_max", 1.0)
+    return least if low is None else low, most if high is None else high
 
 
 @contextmanager

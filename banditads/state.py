@@ -194,6 +194,7 @@ class State:
         late = isinstance(event, Rewarded) and not self.joiner.in_time(event.event_id, event.at)
         if isinstance(event, Rewarded) and self.users.profiles and (heard := self.joiner.hear(event)):
             self.users.apply(heard)
+        self.calibration.pass_time(max(event.at, self.joiner.now))
         for settled in self.joiner.settle(offset, event, ads):
             self._learn(settled)
             self.stats.apply(settled)
@@ -224,7 +225,7 @@ class State:
         choice = settled.choice
         if choice.event_id in self.skip:
             return
-        self.calibration.apply(settled, self._scaled(settled.reward))
+        self.calibration.apply(settled, self._scaled(settled.reward), self.joiner.wait)
         if self.silence == "wait" or settled.reward != self.joiner.default:
             self._teach(choice, settled.ads, settled.reward)
         if self.challengers.policies:

@@ -82,7 +82,7 @@ def context(number: int) -> dict[str, str | float]:
 
 def prepare(folder: Path, n_ads: int, decisions: int, **options: bool | int | float | str) -> None:
     """A data directory with decisions that wait, under the ids e1, e2, ..."""
-    settings = Settings(data_dir=str(folder), policy_options=dict(options), reward_wait=86400.0)
+    settings = Settings(data_dir=str(folder), policy="vw", policy_options=dict(options), reward_wait=86400.0)
     with server.opened(settings) as engine:
         engine.put_ads(make_ads(n_ads))
         for number in range(1, decisions + 1):
@@ -178,7 +178,8 @@ def rows(quick: bool) -> list[tuple[str, ...]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder / "data", 10, decisions, exploration="epsilon", epsilon=0.1)
-        flags = ("--option", "exploration=epsilon", "--option", "epsilon=0.1", "--reward-wait", "24h")
+        flags = ("--policy", "vw", "--option", "exploration=epsilon", "--option", "epsilon=0.1")
+        flags += ("--reward-wait", "24h")
         with served(folder / "data", *flags) as running:
             first, parts = 0, []
             for _ in range(slices):

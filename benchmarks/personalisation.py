@@ -232,10 +232,10 @@ def plot(results: dict[str, dict[str, list[Run]]], path: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def compete(title: str, make_audience, labels: Sequence[str], seeds: int, n: int) -> dict[str, list[Run]]:
+def compete(title: str, make_audience, labels: Sequence[str], seeds: range, n: int) -> dict[str, list[Run]]:
     """Every contestant in every world."""
     runs: dict[str, list[Run]] = {label: [] for label in labels}
-    for seed in range(seeds):
+    for seed in seeds:
         audience = make_audience(seed)
         for label in labels:
             runs[label].append(play(CONTESTANTS[label], audience, seed, n))
@@ -246,18 +246,19 @@ def compete(title: str, make_audience, labels: Sequence[str], seeds: int, n: int
 @click.command(help=__doc__)
 @click.argument("contestants", nargs=-1, type=click.Choice([*CONTESTANTS]))
 @click.option("--seeds", default=10, show_default=True)
+@click.option("--first-seed", "first", default=0, show_default=True)
 @click.option("--visits", "n", default=20_000, show_default=True, help="At most 50,000.")
 @click.option("--quick", is_flag=True, help="Two seeds, 2,000 visits: whether it runs, not who wins.")
 @click.option("--on", multiple=True, type=click.Choice(["invented", "movielens", "openbandit"]))
 @click.option("--plot", "path", metavar="FILE", help="Draw the curves: PNG, SVG or PDF.")
-def main(contestants, *, seeds: int, n: int, quick: bool, on, path: str | None) -> None:
+def main(contestants, *, seeds: int, first: int, n: int, quick: bool, on, path: str | None) -> None:
     labels = [*dict.fromkeys(["uniform", *(contestants or CONTESTANTS)])]
     seeds, n = (2, 2000) if quick else (seeds, n)
     console = Console(width=200, highlight=False)
     results: dict[str, dict[str, list[Run]]] = {}
 
     def show(title: str, make_audience: Callable[[int], Audience], n: int) -> None:
-        results[title] = runs = compete(title, make_audience, labels, seeds, n)
+        results[title] = runs = compete(title, make_audience, labels, range(first, first + seeds), n)
         console.print(f"### {title}, {n:,} visits, {seeds} seeds\n")
         console.print(table(runs, n))
 

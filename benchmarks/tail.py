@@ -43,7 +43,16 @@ HEADERS = (
     "late p99",
     "late worst",
 )
-FLAGS = ("--option", "exploration=epsilon", "--option", "epsilon=0.1", "--reward-wait", "24h")
+FLAGS = (
+    "--policy",
+    "vw",
+    "--option",
+    "exploration=epsilon",
+    "--option",
+    "epsilon=0.1",
+    "--reward-wait",
+    "24h",
+)
 
 
 class Latencies(NamedTuple):

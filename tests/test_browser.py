@@ -64,7 +64,16 @@ def shop(start, tmp_path):
         origin = f"http://127.0.0.1:{port}"
         catalog = tmp_path / "shop.jsonl"
         catalog.write_text((SHOP / "ads.jsonl").read_text("utf-8").replace("http://127.0.0.1:8000", origin))
-        given = ("--catalog", str(catalog), "--cors-origins", origin, "--option", "exploration=squarecb")
+        given = (
+            "--catalog",
+            str(catalog),
+            "--cors-origins",
+            origin,
+            "--policy",
+            "vw",
+            "--option",
+            "exploration=squarecb",
+        )
         server = start(*given, *arguments)
         command = [sys.executable, str(SHOP / "shop.py"), "--port", str(port), "--ads", server.url]
         processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))

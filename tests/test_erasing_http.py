@@ -59,7 +59,7 @@ def meet(server):
 def test_a_user_who_is_erased_leaves_nothing_and_the_model_is_as_if_they_had_never_come(start, tmp_path):
     for name in ("met", "twin"):
         (tmp_path / name).mkdir()
-    server, twin = (start(folder=tmp_path / name / "data") for name in ("met", "twin"))
+    server, twin = (start("--policy", "vw", folder=tmp_path / name / "data") for name in ("met", "twin"))
     for each in (server, twin):
         others_choose(each)
         others_click(each, range(10))

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from banditads import logs, ope, policies, report
+from banditads import logs, ope, policies, report, server
+from banditads.choosing import Request
 from banditads.errors import Invalid, Misconfigured
 from banditads.evaluation import LOGGED, Result, evaluate
 from banditads.events import Ad, Chosen, Settled
 from banditads.policies import parse
+from banditads.settings import Settings
 
 ADS = tuple(Ad(name, {"kind": name}) for name in ("boots", "hats", "tea", "toys"))
 SITES = ("cold", "warm")
@@ -375,3 +377,16 @@ def test_the_benchmark_runs():
 
     assert first.log == "random/men"
     assert first.results[0].rounds == len(list(islice(logs.read("random/men"), 1000)))
+
+
+def test_a_data_directory_knows_its_own_range_of_rewards(tmp_path):
+    settings = Settings(data_dir=str(tmp_path / "data"), policy="uniform", reward_max=5.0)
+    with server.opened(settings) as engine:
+        engine.put_ads([Ad("a")])
+        for n in range(5):
+            engine.choose(Request(), f"e{n}")
+            engine.reward(f"e{n}", 4.0)
+    (found,) = report.run([str(tmp_path / "data")], ["uniform"])
+    assert found.results[0].estimates["ips"].value == 4.0
+    with pytest.raises(Invalid, match="reward"):
+        report.run([str(tmp_path / "data")], ["uniform"], reward_max=3.0)

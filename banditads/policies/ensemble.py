@@ -133,7 +133,7 @@ class Policy:
     ...     policy.learn({"device": "mobile"}, ads, pick=pick, reward=reward, propensity=0.5)
     >>> policy.pmf({"device": "mobile"}, ads).round(3)
     array([0.05, 0.95])
-    >>> round(policy.expected({"device": "mobile"}, ads, pick=0), 1)
+    >>> round(policy.expected({"device": "mobile"}, ads, pick=1), 1)
     1.0
     """
 
