@@ -71,7 +71,7 @@ class Calibration:
 
     def __init__(self) -> None:
         self.number = 0  # showings learned from
-        self.arrived = 0  # outcomes that came early
+        self.arrived = 0  # outcomes, so that those of one time have an order
         self.start, self.slope = 0.0, 1.0  # odds that are said = start + slope * odds that were expected
         self.precision = [TRUST, 0.0, TRUST]  # of start, of both together, and of slope
         self.groups = [Group() for _ in range(GROUPS)]
@@ -86,19 +86,17 @@ class Calibration:
         return self._said(_odds(expected))
 
     def apply(self, settled: Settled, reward: float, wait: float = 0.0) -> None:
-        """What was expected earned `reward`, in [0, 1]; it counts `wait` seconds after the choice. 4 us."""
+        """What was expected earned `reward`, in [0, 1]; counts `wait` seconds after the choice. 4 us."""
         expected, promised = settled.choice.expected, settled.choice.promised
         if expected is None or promised is None:
             return
         over = settled.choice.at + wait
-        if over <= settled.at:
-            self._count(expected, promised, reward)
-        elif len(self.early) < MAX_EARLY:
+        if over <= settled.at or len(self.early) < MAX_EARLY:
             self.arrived += 1
             heappush(self.early, (over, self.arrived, expected, promised, reward))
 
     def pass_time(self, now: float) -> None:
-        """Count what came early and whose time is over."""
+        """Count outcomes whose time is over, in its order, whenever this is asked for."""
         while self.early and self.early[0][0] <= now:
             self._count(*heappop(self.early)[2:])
 

@@ -194,12 +194,12 @@ class State:
         late = isinstance(event, Rewarded) and not self.joiner.in_time(event.event_id, event.at)
         if isinstance(event, Rewarded) and self.users.profiles and (heard := self.joiner.hear(event)):
             self.users.apply(heard)
-        self.calibration.pass_time(max(event.at, self.joiner.now))
         for settled in self.joiner.settle(offset, event, ads):
             self._learn(settled)
             self.stats.apply(settled)
             self.columns.apply(settled)
             self.history.settle(settled, self._scaled(settled.reward))
+        self.calibration.pass_time(self.joiner.now)
         if self.challengers.policies:
             self._contest(event)
         if isinstance(event, SetAside):

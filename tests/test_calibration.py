@@ -34,6 +34,7 @@ def told(bend, n=20_000, seed=0, calibration=None):
         expected = bend(truth)
         earned = float(dice.random() < truth)
         calibration.apply(settled(expected, calibration.of(expected)), earned)
+        calibration.pass_time(0.0)
     return calibration
 
 
@@ -62,6 +63,7 @@ def test_the_error_of_a_liar_is_seen():
     calibration, dice = Calibration(), random.Random(1)
     for _ in range(4000):
         calibration.apply(settled(0.3, 0.3), float(dice.random() < 0.1))
+        calibration.pass_time(0.0)
     assert calibration.reliability().raw == pytest.approx(0.2, abs=0.02)
 
 
@@ -79,6 +81,7 @@ def test_too_little_is_not_judged():
     quiet = Calibration()
     for _ in range(3000):
         quiet.apply(settled(0.001, 0.001), 0.0)
+        quiet.pass_time(0.0)
     assert quiet.reliability().calibrated is None
 
 
@@ -93,6 +96,7 @@ def test_extremes_are_survived():
     for n in range(3000):
         expected = (0.0, 1.0)[n % 2]
         calibration.apply(settled(expected, calibration.of(expected)), (1.0, 0.0)[n % 2])
+        calibration.pass_time(0.0)
     assert 0 < calibration.of(0.0) < 1
     assert 0 < calibration.of(1.0) < 1
     assert len(calibration.groups) == GROUPS
@@ -198,3 +202,21 @@ def test_a_reply_says_what_is_expected_and_says_it_again(make_engine, clock):
     said = site("GET", "/stats").data["calibration"]
     assert said["raw"] is said["calibrated"] is None
     assert said["showings"] == pytest.approx(34, rel=0.01)  # three of them in the list
+
+
+def test_when_time_passes_in_between_changes_nothing_of_the_order():
+    """A click of a later decision is known before the silence of an earlier one."""
+    made = []
+    for moments in ((), (5.0, 11.0, 12.5)):
+        calibration, dice = Calibration(), random.Random(2)
+        for n in range(50):
+            choice = Chosen(float(n), f"e{n}", ("a",), b"", 0, {}, expected=0.3, promised=dice.random())
+            early = n % 3 == 0
+            calibration.apply(
+                Settled(choice, (), float(early), n + (1.0 if early else 10.0)), float(early), 10.0
+            )
+            for moment in moments:
+                calibration.pass_time(n + moment - 10)
+        calibration.pass_time(1000.0)
+        made.append(msgspec.msgpack.encode(calibration.dump()))
+    assert made[0] == made[1]
