@@ -292,11 +292,12 @@ class Engine:
         low, high = self.state.reward_min, self.state.reward_max
         if not low <= value <= high:
             raise Invalid(f"reward must lie between {low:g} and {high:g}", "reward")
+        whose = self._whose(event_id, kind, order)
         with self.lock:
-            return self._reward(event_id, value, kind, order, amount)
+            return self._reward(event_id, value, kind, order, amount, whose=whose)
 
     def _reward(
-        self, event_id: str, value: float, kind: str, order: str, amount: float
+        self, event_id: str, value: float, kind: str, order: str, amount: float, *, whose: tuple[str, str]
     ) -> tuple[Receipt, bool]:
         """(what became of it, whether it was too late)."""
         at, joiner = self.clock(), self.state.joiner
@@ -316,18 +317,24 @@ class Engine:
         if len(joiner.said(event_id)) >= MAX_SAID:
             raise Conflict(f"{MAX_SAID} rewards were already given for this event", "event_id")
         late = not joiner.in_time(event_id, at)
-        whose = self._whose(done) if done and self.state.users.profiles else ("", "")
+        if whose[0] not in self.state.users.profiles:  # or was erased meanwhile
+            whose = "", ""
         offset = self._record(events.Rewarded(at, event_id, float(value), kind, order, amount, *whose))
         return Receipt("noted" if done else "applied", offset), late
 
-    def _whose(self, done: Done) -> tuple[str, str]:
-        """The user and the ad of a decision that settled; empty unless something is known of the user."""
+    def _whose(self, event_id: str, kind: str, order: str) -> tuple[str, str]:
+        """The user and the ad of a decision that settled, of which this was not said before; empty of others.
+
+        Reads the disk: not in the lock. What waits is known without.
+        """
+        done = self.state.joiner.done.get(event_id)
+        if not done or not self.state.users.profiles or self.state.joiner.heard(event_id, kind, order):
+            return "", ""
         try:
             choice = self._read_back(done).event
         except (Refused, Damaged, OSError):  # what is said of it counts all the same
             return "", ""
-        known = isinstance(choice, Chosen) and choice.user_id in self.state.users.profiles
-        return (choice.user_id, choice.ad_id) if isinstance(choice, Chosen) and known else ("", "")
+        return (choice.user_id, choice.ad_id) if isinstance(choice, Chosen) else ("", "")
 
     def impress(self, event_id: str) -> bool:
         """The ad of a choice was seen. Counted once, while the choice waits for its reward; whether now."""
@@ -479,8 +486,10 @@ class Engine:
 
     def alarms(self) -> list[Alarm]:
         """What somebody should look at, while the server goes on."""
-        with self.lock:
-            asked = self.better() if self.promotes == "ask" else []
+        asked = []
+        if self.promotes == "ask" and self.state.challengers.policies:  # whoever has none waits for nobody
+            with self.lock:
+                asked = self.better()
         return [*diagnosis.alarms(self.state), *diagnosis.challenged(asked), *self.watch()]
 
     def better(self) -> list[str]:

@@ -230,3 +230,31 @@ def test_what_is_said_counts_although_the_choice_cannot_be_read_any_more(make_en
 
     assert engine.reward(event.event_id, 1.0, "conversion", "1", 5.0).status == "noted"
     assert engine.state.stats.signals["conversion"].amount == 5.0
+
+
+def test_a_settled_choice_is_read_outside_the_lock_and_not_of_who_is_erased_meanwhile(
+    make_engine, monkeypatch
+):
+    engine = make_engine()
+    engine.put_users({"anna": {}, "bert": {}})
+    shown = {user: engine.choose(Request(user_id=user)).event.event_id for user in ("anna", "bert")}
+    for event_id in shown.values():
+        engine.reward(event_id, 1.0, "click")
+    read_back = engine._read_back
+    locked = []
+
+    def read(done):
+        locked.append(engine.lock.locked())
+        found = read_back(done)
+        if found.event.user_id == "anna":
+            engine.erase("anna")
+        return found
+
+    monkeypatch.setattr(engine, "_read_back", read)
+    for event_id in shown.values():
+        assert engine.reward(event_id, 1.0, "conversion", "1", 5.0).status == "noted"
+        assert engine.reward(event_id, 1.0, "conversion", "1", 5.0).status == "duplicate"
+
+    assert locked == [False, False]  # and not at all of what was said before
+    written = [events.decode(record) for _, record in engine.journal.read(0)]
+    assert [each.user for each in written if isinstance(each, events.Rewarded)] == ["", "", "", "bert"]

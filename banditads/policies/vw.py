@@ -169,29 +169,25 @@ class Policy:
 
     def pmf(self, context: Features, ads: Sequence[Ad]) -> Floats:
         """VW's distribution over the ads, shape (n_ads,)."""
-        plain, said = apart(ads)
-        shared, kept = self._shared(context), self._all_kept(plain)
-        with self._told(kept, said) if said else SILENCE:
-            self._vw.predict_multi([shared, *kept])
-        scores = shared.get_action_scores()
+        kept = self._predicted(context, ads)
+        scores = self._visitor.get_action_scores()
         total = sum(scores)  # 1 in float32 only
         # An estimate that is not finite makes all of them so, by the constant they share, and VW explores on.
         if not isfinite(kept[0].get_partial_prediction()):
             total = nan
-        self._asked = context, ads, kept
         return np.array([score / total for score in scores])
 
     def expected(self, context: Features, ads: Sequence[Ad], pick: int) -> float | None:
         """VW's estimate, within the range of rewards."""
-        if self._asked[0] is not context or self._asked[1] is not ads:
-            self.pmf(context, ads)
-        cost = self._asked[2][pick].get_partial_prediction()
+        asked, among, kept = self._asked
+        if asked is not context or among is not ads:
+            kept = self._predicted(context, ads)
+        cost = kept[pick].get_partial_prediction()
         return min(1.0, max(0.0, -cost)) if isfinite(cost) else None
 
     def estimates(self, context: Features, ads: Sequence[Ad]) -> list[float]:
         """VW's estimate of each ad, as it is: not held within the range of rewards, perhaps not finite."""
-        self.pmf(context, ads)
-        return [-example.get_partial_prediction() for example in self._asked[2]]
+        return [-example.get_partial_prediction() for example in self._predicted(context, ads)]
 
     def learn(
         self, context: Features, ads: Sequence[Ad], pick: int, reward: float, propensity: float
@@ -238,6 +234,16 @@ class Policy:
             "kept_ads": len(self._examples),
             "scales": len(self.scales),
         }
+
+    def _predicted(self, context: Features, ads: Sequence[Ad]) -> list[Any]:
+        """The examples of the ads, with VW's estimates in them."""
+        self._asked = {}, (), []  # should it fail
+        plain, said = apart(ads)
+        shared, kept = self._shared(context), self._all_kept(plain)
+        with self._told(kept, said) if said else SILENCE:
+            self._vw.predict_multi([shared, *kept])
+        self._asked = context, ads, kept
+        return kept
 
     def _start(self, workspace: Any) -> None:
         self._examples: OrderedDict[str, tuple[Ad, Any]] = OrderedDict()  # by id; least recently used first
