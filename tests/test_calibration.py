@@ -220,3 +220,13 @@ def test_when_time_passes_in_between_changes_nothing_of_the_order():
         calibration.pass_time(1000.0)
         made.append(msgspec.msgpack.encode(calibration.dump()))
     assert made[0] == made[1]
+
+
+def test_old_promises_count_less_than_new_ones():
+    calibration = Calibration()
+    for n in range(40_000):
+        calibration.apply(settled(0.3, 0.3), float(n < 20_000))
+        calibration.pass_time(0.0)
+    ((showings, _, _, earned),) = calibration.reliability().groups
+    assert showings == pytest.approx(10_000, rel=0.03)
+    assert earned == pytest.approx(0.12, abs=0.03)  # e^-2 of the weight is of the time when all earned

@@ -222,7 +222,25 @@ def test_a_crowd_is_part_of_what_is_saved():
     copy = policies.make("ensemble", max_ads=8)
     copy.load(policy.dump())
     who, ads = {"segment": "k3"}, [Ad(f"ad{n}", {"kind": f"k{n % 6}"}) for n in range(60)]
-    assert copy.pmf(who, ads).tobytes() == policy.pmf(who, ads).tobytes()
+    assert estimates(copy, who, ads).tobytes() == estimates(policy, who, ads).tobytes()
 
     copy.load(policies.make("ensemble", max_ads=8).dump())
     assert copy.crowd is None
+
+
+@pytest.mark.parametrize("own", [0.0, 0.2])
+def test_in_a_crowd_the_doubt_about_one_ad_counts_as_far_as_models_that_know_it_alone_are_trusted(own):
+    taught, _ = crowded(visits=300)
+    known = max(
+        (Ad(name, {"kind": "k1"}) for name in taught.rows),
+        key=lambda ad: taught.expected({"segment": "k1"}, [ad], 0),
+    )
+    firsts = []
+    for width in (0.0, 50.0):  # no doubt; much of it
+        policy = policies.make("ensemble", max_ads=8, width=width)
+        policy.load(taught.dump())
+        policy.trust[:] = own
+        policy.trust[4] = 0.2
+        ads = [known, Ad("nobody saw it", {"kind": "k2"})]
+        firsts.append(int(policy.pmf({"segment": "k1"}, ads).argmax()))
+    assert firsts == [0, 1 if own else 0]

@@ -485,6 +485,25 @@ def test_vw_is_told_nothing_twice_after_it_failed(monkeypatch):
     assert policy.expected(context, Advised(ADS, seen.said), 0) == before
 
 
+def test_vw_does_not_take_what_a_failure_left_behind_for_an_answer(monkeypatch):
+    class FailsLate:
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *error):
+            raise RuntimeError
+
+    policy, one, other = taught("vw", {}, 40), {"segment": "books"}, {"segment": "food"}
+    said = policy.expected(one, ADS, 0)
+    assert said != policy.expected(dict(other), ADS, 0)
+    policy.pmf(one, ADS)
+    with monkeypatch.context() as broken:
+        broken.setattr(module("vw"), "SILENCE", FailsLate())
+        with pytest.raises(RuntimeError):
+            policy.pmf(other, ADS)
+    assert policy.expected(one, ADS, 0) == said
+
+
 def test_thompson_believes_what_rivers_does_and_knows_how_probable_it_is_that_an_ad_is_best():
     ours = policies.make("thompson")
     theirs = bandit.ThompsonSampling(reward_obj=proba.Beta(), seed=1)

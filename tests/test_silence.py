@@ -109,3 +109,11 @@ def test_a_choice_that_spoils_the_model_is_forgotten_and_everything_else_goes_on
     total = engine.state.stats.total
     assert len(finished) == total.rewards + total.expired
     assert event.event_id not in [each.choice.event_id for each in finished]
+
+
+def test_a_choice_that_does_not_wait_teaches_nothing():
+    engine = at_once(max_open_bytes=1)
+    before = learned(engine)
+    engine.choose(Request({"kind": "x"}))
+    assert not engine.state.joiner.open
+    assert learned(engine) == before
