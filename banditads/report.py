@@ -26,7 +26,7 @@ from .errors import Misconfigured
 from .evaluation import EVERYTHING, LOGGED, Point, Report, Result, joined, results, segments
 from .logs import journal
 from .ope import Estimate
-from .selecting import Selection
+from .selecting import NONE, Selection
 
 UNSURE = "not enough to say"
 ESTIMATORS = ("snips", "dr")  # that a table shows, unless it is told
@@ -49,8 +49,9 @@ def run(
 
     Where no range of rewards is given, it is that of the data directory, or 0 to 1.
 
-    `ray` is the address of a cluster that does it; see `cluster`. `console` gets a progress bar, which is
-    gone in the end; none is drawn where it is not a terminal. `progress` hears the same.
+    Raises `Misconfigured` for a feature to group by that no round has. `ray` is the address of a cluster that
+    does it; see `cluster`. `console` gets a progress bar, which is gone in the end; none is drawn where it is
+    not a terminal. `progress` hears the same.
     """
     specs = list(specs) or policies.names()
     for spec in specs:
@@ -70,6 +71,9 @@ def run(
         for unit in whole:
             with _bar(console, unit.source, limit) as advance:
                 followed.append(follow_log(unit, _both(advance, progress)))
+    for unit, each in zip(whole, followed, strict=True):
+        if each.labels == [NONE]:
+            raise Misconfigured(f"no round of {unit.source} has {selection.by!r} to be told apart by")
     return [
         Report(
             str(unit.source),

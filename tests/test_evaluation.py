@@ -16,6 +16,7 @@ from banditads.errors import Invalid, Misconfigured
 from banditads.evaluation import LOGGED, Result, evaluate
 from banditads.events import Ad, Chosen, Settled
 from banditads.policies import parse
+from banditads.selecting import Selection
 from banditads.settings import Settings
 
 ADS = tuple(Ad(name, {"kind": name}) for name in ("boots", "hats", "tea", "toys"))
@@ -390,3 +391,8 @@ def test_a_data_directory_knows_its_own_range_of_rewards(tmp_path):
     assert found.results[0].estimates["ips"].value == 4.0
     with pytest.raises(Invalid, match="reward"):
         report.run([str(tmp_path / "data")], ["uniform"], reward_max=3.0)
+
+
+def test_a_feature_that_no_round_has_is_named_and_refused():
+    with pytest.raises(Misconfigured, match="devise"):
+        report.run(["random/men"], ["uniform"], limit=50, selection=Selection(by="devise"))
