@@ -21,7 +21,7 @@ from .errors import DiskFailure, Unavailable
 log = logging.getLogger(__name__)
 
 HEAD = Struct("<8sIQQ")  # magic, version, offset, bytes of the state
-MAGIC, VERSION = b"BASNAP\r\n", 8
+MAGIC, VERSION = b"BASNAP\r\n", 9
 TAG_BYTES = 32
 KEEP = 2
 
