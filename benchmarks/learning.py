@@ -145,6 +145,7 @@ def regimes(n: int, quick: bool) -> list[Regime]:
     crowd = {"1,000 ads, 5 %": traffic(ads=1000, rate=0.05)}
     found.append(Regime("traffic", "1,000 ads", crowd, partial(later, 0), many, n))
     audience = {f"20 ads, {rate} %": traffic(ads=20, rate=rate / 100) for rate in (1, 5)}
+    audience |= sets(["imagesegments"])  # most of what is shown earns something
     for delay, window in ((n / 80, n / 20), (n / 40, n / 2), (n / 4, n / 2)):
         title = f"clicks after {delay:.0f} visits, window {window:,.0f}"
         told = partial(silence, delay, window)
