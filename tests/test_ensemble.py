@@ -263,3 +263,29 @@ def test_in_a_crowd_the_doubt_about_one_ad_counts_as_far_as_models_that_know_it_
         ads = [known, Ad("nobody saw it", {"kind": "k2"})]
         firsts.append(int(policy.pmf({"segment": "k1"}, ads).argmax()))
     assert firsts == [0, 1 if own else 0]
+
+
+TABLES = ["weights", "cosines", "linear", "kernels", "shared", "squares", "noise", "gram", "moment"]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("table", TABLES)
+def test_a_number_that_is_not_finite_is_noticed_by_the_step_that_meets_it(table, number):
+    policy, _ = lived(20)
+    assert policy.sound
+    getattr(policy, table)[:] = number
+    with np.errstate(all="ignore"):
+        policy.learn({"age": 30.0, "segment": "b"}, ADS, 1, 1.0, 0.5)
+
+    assert not policy.sound
+
+
+def test_what_is_not_finite_in_the_regression_of_a_crowd_is_noticed_at_once():
+    policy, _ = crowded(visits=100)
+    ads, learn = [Ad("ad1", {"kind": "k1"})], policy.crowd.learn
+    policy.learn({"segment": "k0"}, ads, 0, 1.0, 1.0)
+    assert policy.sound
+    policy.crowd.learn = lambda who, ads, pick, reward, chance: learn(who, ads, pick, math.inf, chance)
+    policy.learn({"segment": "k0"}, ads, 0, 1.0, 1.0)
+
+    assert not policy.sound

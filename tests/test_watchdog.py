@@ -37,6 +37,8 @@ def poison(state, how):
             else:
                 policy.pmf = lambda context, ads: np.full(len(ads), np.nan)
         learn(context, ads, pick, reward, propensity)
+        if how == "its model" and "victim" in context and hasattr(policy, "sound"):
+            policy.sound = False  # who says so is not asked for a distribution
 
     policy.learn = spoil
 

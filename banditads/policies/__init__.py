@@ -29,6 +29,8 @@ class Policy(Protocol):
 
     One with an attribute `waiting` is given a mapping there: ad id -> choices of it that wait for their
     reward. It is read in `pmf` only and is no part of what was learned: whoever counts them keeps it true.
+    One with an attribute `sound` says there whether all that its last step touched is finite; any other is
+    asked for a distribution after each step.
     """
 
     def pmf(self, context: Features, ads: Sequence[Ad]) -> Floats:

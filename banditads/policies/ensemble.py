@@ -29,13 +29,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from math import asinh, exp, isnan, log, pi, sqrt
+from math import asinh, exp, isfinite, isnan, log, pi, sqrt
 from typing import Any, NamedTuple, TypeAlias
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.blas import sspmv, sspr  # type: ignore[import-untyped]
+
+# A call of these takes a fourth of numpy's time for so few numbers.
+from scipy.linalg.blas import dger, saxpy, sdot, sgemv, sger, sspmv, sspr  # type: ignore[import-untyped]
 
 from ..events import Ad, Features, Saved, apart
 from ..features import tokens
@@ -79,19 +81,20 @@ class Read(NamedTuple):
 
     linear: Singles  # (n,), the constant first; of mean squared length 1
     kernel: Singles  # (kernel,), random cosines, and a constant
-    rows: list[int]  # (n,), of the shared model
-    values: Singles  # (n,), of length 1
+    rows: Places  # (n_features,), of the shared model
+    values: Singles  # (n_features,), of length 1
 
 
-NOTHING = Read(NO_SLATE[2], NO_SLATE[2], [], NO_SLATE[2])
+NOTHING = Read(NO_SLATE[2], NO_SLATE[2], NO_SLATE[1], NO_SLATE[2])
 
 
 class Kept(NamedTuple):
     """An ad as the shared model sees it."""
 
     ad: Ad
-    columns: list[int]
+    columns: Places  # (n_columns,)
     values: Singles  # (n_columns,), of length 1
+    row: Singles  # (COLUMNS,), the same with all that are 0
     unknown: bool  # some of its words have no column yet
 
 
@@ -130,6 +133,8 @@ class Policy:
     ----------
     waiting
         Choices that wait for their reward, by ad id. Not learned and not dumped: who knows says it.
+    sound
+        Whether everything that the last step touched is finite.
 
     >>> policy, ads = Policy(epsilon=0.1), [Ad("shoes"), Ad("hats")]
     >>> for reward, pick in ((1.0, 1), (0.0, 0)) * 20:
@@ -178,9 +183,10 @@ class Policy:
         # The last cosine is that of 0, a constant.
         dice = np.random.Generator(np.random.PCG64(seed))
         lengths = np.exp(dice.uniform(-SPAN, SPAN, kernel)) / bandwidth
-        self.directions = (dice.standard_normal((kernel, dim)) * lengths[:, None]).astype(np.float32)
+        directions = (dice.standard_normal((kernel, dim)) * lengths[:, None]).astype(np.float32)
         self.phases = dice.uniform(0, 2 * pi, kernel).astype(np.float32)
-        self.directions[:, 0] = self.directions[-1] = self.phases[-1] = 0.0
+        directions[:, 0] = directions[-1] = self.phases[-1] = 0.0
+        self.directions = directions.T.copy()  # (dim, kernel): few numbers of a context are not 0
         self.heights = np.full(kernel, sqrt(2 / kernel), np.float32)
         self.heights[-1] = 1.0
         self.diagonal = _diagonal(dim)
@@ -196,8 +202,11 @@ class Policy:
         self.columns: dict[int, int] = {}  # hash -> where it stands in an ad, 1 to COLUMNS - 1
         self.shared = np.zeros((2**bits, COLUMNS), np.float32)  # weights of visitor x ad features
         self.squares = np.zeros((2**bits, COLUMNS), np.float32)  # sums of their squared gradients
-        self.gram = np.zeros((STAGES, MODELS, MODELS))  # of the models' estimates, in units of the noise
-        self.moment = np.zeros((STAGES, MODELS))  # of them and the rewards, likewise
+        self.stack = np.zeros((STAGES, MODELS * (MODELS + 1)))  # both of these
+        stack = self.stack.reshape(STAGES, MODELS, MODELS + 1)
+        self.gram = stack[:, :, :-1]  # of the models' estimates, in units of the noise
+        self.moment = stack[:, :, -1]  # of them and the rewards, likewise
+        self.fades = 1 - SPILLS[:, :, None] / memory  # what is kept of each stage when one learns
         # Row 0 is that of an ad which never learned. Rows are never empty: the first ones that are taken are.
         self.rows: OrderedDict[str, int] = OrderedDict()  # ad id -> its row; learned longest ago first
         self.weights = np.zeros((1, dim), np.float32)
@@ -251,44 +260,50 @@ class Policy:
         ad, average = plain[pick], self._average()
         self._asked = None, (), self.trust[0]
         self._meet(context)
-        x, rows, values = self._vector(context)
+        slots, numbers, rows, values = self._vector(context)
         self.learned += 1
-        self.length += float(x @ x)
-        read = Read(*self._scaled(x), rows, values)
+        self.length += sdot(numbers, numbers)
+        read = Read(*self._scaled(slots, numbers), rows, values)
         self._last = {**context}, read
-        kept, row = self._ad(ad, learn=True), self._row(ad.id)
-        weights, cosines, size = self.weights[row], self.cosines[row], len(x)
+        kept, row, size = self._ad(ad, learn=True), self._row(ad.id), len(read.linear)
+        weights, variances, cosines = self.weights[row, :size], self.variances[row, :size], self.cosines[row]
         shown, earned = self.rates[row].tolist()
-
-        cells = np.ix_(read.rows, kept.columns)
-        table = self.shared[cells]
-        logit = log(average / (1 - average)) + float(read.values @ table @ kept.values)
+        linear, kernel = sdot(weights, read.linear), sdot(cosines, read.kernel)
+        all_shared, all_squares = self.shared.ravel(), self.squares.ravel()
+        cells = np.add.outer(rows * COLUMNS, kept.columns)
+        shared, squares = all_shared.take(cells), all_squares.take(cells)
+        logit = log(average / (1 - average)) + sdot(values, shared.dot(kept.values))
         click = 1 / (1 + exp(-max(-20.0, min(20.0, logit))))
-        said = np.array(
-            [
-                float(weights[:size] @ read.linear),
-                float(cosines @ read.kernel),
-                click - average,
-                (earned + PRIOR * average) / (shown + PRIOR) - average,
-                self.crowd.estimates(context, ads[pick : pick + 1])[0] - average if self.crowd else 0.0,
-                1 / (1 + exp(-advice[pick])) - average if advice else 0.0,
-            ]
+        error = reward - average
+        said = (
+            linear,
+            kernel,
+            click - average,
+            (earned + PRIOR * average) / (shown + PRIOR) - average,
+            self.crowd.estimates(context, ads[pick : pick + 1])[0] - average if self.crowd else 0.0,
+            1 / (1 + exp(-advice[pick])) - average if advice else 0.0,
+            error,
         )
-        stage, error = int(self.stages[row]), reward - average
-        self._weigh(stage, said, error)
+        self._weigh(int(self.stages[row]), np.array(said))
 
-        if self.crowd:
-            self.crowd.learn(context, ads, pick, reward, propensity)
-        _regress(self.linear[row], weights[:size], read.linear, error - float(said[0]))
-        _regress(self.kernels[row], cosines, read.kernel, error - float(said[1]))
-        self.variances[row, :size] = self.linear[row, self.diagonal[:size]]
-        gradient = np.outer(read.values * np.float32(click - reward), kept.values)
-        squares = self.squares[cells] + np.square(gradient)
-        self.squares[cells] = squares
-        self.shared[cells] = table - gradient * np.float32(self.learning_rate) / np.sqrt(squares + SPARK)
+        _regress(self.linear[row], weights, read.linear, error - linear)
+        _regress(self.kernels[row], cosines, read.kernel, error - kernel)
+        self.linear[row].take(self.diagonal[:size], out=variances, mode="clip")
+        gradient = sger(click - reward, kept.values, values).T
+        squares += gradient * gradient
+        shared -= gradient * self.learning_rate / np.sqrt(squares + SPARK)
+        all_shared[cells], all_squares[cells] = shared, squares
         self.rates[row] = shown + 1, earned + reward
         self.stages[row] = min(STAGES - 1, int(shown + 1).bit_length())
         self.earned += reward
+
+        # What it says now: a number that is not finite leaves none that is, not even times 0.
+        left = sdot(weights, read.linear) + sdot(cosines, read.kernel) + sdot(variances, variances)
+        left += sdot(values, (shared + squares).dot(kept.values)) + self.noise[1] + self.trust.sum()
+        if self.crowd:
+            self.crowd.learn(context, ads, pick, reward, propensity)
+            left += self.crowd.estimates(context, ads[pick : pick + 1])[0]
+        self.sound = isfinite(left)
 
     def dump(self) -> Saved:
         """Counts; scales and names; the shared table; stacking; rows of ads."""
@@ -317,8 +332,8 @@ class Policy:
         for into, raw in ((self.shared, table[1]), (self.squares, table[2])):
             into[:] = 0.0
             into[used] = np.frombuffer(raw, np.float32).reshape(-1, COLUMNS)
-        self.gram = np.frombuffer(stack[0]).reshape(self.gram.shape).copy()
-        self.moment = np.frombuffer(stack[1]).reshape(self.moment.shape).copy()
+        self.gram[:] = np.frombuffer(stack[0]).reshape(self.gram.shape)
+        self.moment[:] = np.frombuffer(stack[1]).reshape(self.moment.shape)
         self.rows = OrderedDict(rows)
         for (name, size), raw in zip(self._sizes().items(), by_row, strict=True):
             table = getattr(self, name)[:1].repeat(len(rows) + 1, axis=0)  # as nobody has changed it
@@ -375,6 +390,7 @@ class Policy:
         # What was learned last, which the state asks about at once. No context is None.
         self._last = None, NOTHING
         self._asked = None, (), self.trust[0]
+        self.sound = True
         self._kept: OrderedDict[str, Kept] = OrderedDict()  # by ad id; least recently used first
         self._slate = NO_SLATE  # the last long one, the rows of its ads, and they for the shared model
 
@@ -404,19 +420,20 @@ class Policy:
         estimates += average
         return estimates, rows
 
-    def _weigh(self, stage: int, said: Floats, error: float) -> None:
-        """How far each model is to be trusted: ridge regression on what they said, towards equal trust."""
-        wrong = error - float(said @ self.trust[:, stage])
+    def _weigh(self, stage: int, said: Floats) -> None:
+        """How far each model is to be trusted: ridge regression on what they said, towards equal trust.
+
+        Last in `said` is what all of them together should have been.
+        """
+        models, error = said[:-1], float(said[-1])
+        wrong = error - float(models.dot(self.trust[:, stage]))
         keep = 1 - 1 / self.memory
         self.noise *= keep
         self.noise += 1.0, wrong * wrong, error * error
         noise = max(self.noise[1] / self.noise[0], 1e-4)
-        near = SPILLS[stage]  # (STAGES,)
-        fade = 1 - near / self.memory
-        self.gram *= fade[:, None, None]
-        self.gram += (near / noise)[:, None, None] * np.outer(said, said)
-        self.moment *= fade[:, None]
-        self.moment += (near / noise * error)[:, None] * said
+        products = dger(1 / noise, said, models).ravel("F")  # as in a row of the stack
+        self.stack *= self.fades[stage]
+        dger(1.0, products, SPILLS[stage], a=self.stack.T, overwrite_a=1)
         if self.learned > OFTEN and self.learned % SELDOM:
             return  # 20 us, and changes little by then
         equal = CROWDED if self.crowd else EQUAL
@@ -455,9 +472,9 @@ class Policy:
             self.slots[key] = len(self.slots) + 1
             self._places.clear()
 
-    def _vector(self, context: Features) -> tuple[Singles, list[int], Singles]:
-        """A context as numbers, shape (n,); and rows of the shared model with their values."""
-        x, rows, values = [0.0] * self._size(), [0], [1.0]
+    def _vector(self, context: Features) -> tuple[Places, Singles, Places, Singles]:
+        """The numbers of a context that are not 0, and their slots; rows of the shared model, and values."""
+        numbers, rows, values = {0: 1.0}, [0], [1.0]
         places, find = self._places, self._place
         for name, value in context.items():
             if isinstance(value, str):
@@ -470,17 +487,17 @@ class Policy:
                 number = scale.of(value)
                 if scale.seen < self.learned:  # some come without it: that it is there tells something
                     slot, row = places.get((name,)) or find((name,))
-                    x[slot] += 1.0
+                    numbers[slot] = numbers.get(slot, 0.0) + 1.0
                     rows.append(row)
                     values.append(1.0)
                 slot, row = places.get(name) or find(name)
-            x[slot] += number
+            numbers[slot] = numbers.get(slot, 0.0) + number
             rows.append(row)
             values.append(number)
-        x[0] = 1.0
+        numbers[0] = 1.0
         found = np.array(values, np.float32)
-        found *= np.float32(1 / sqrt(float(found @ found)))
-        return np.array(x, np.float32), rows, found
+        found *= 1 / sqrt(sdot(found, found))
+        return np.array([*numbers]), np.array([*numbers.values()], np.float32), np.array(rows), found
 
     def _place(self, token: Token) -> tuple[int, int]:
         """(slot, row) of a word, a number, or that there is a number."""
@@ -492,20 +509,23 @@ class Policy:
         found = self._places[token] = slot, key & self.mask
         return found
 
-    def _scaled(self, x: Singles) -> tuple[Singles, Singles]:
+    def _scaled(self, slots: Places, numbers: Singles) -> tuple[Singles, Singles]:
         """A context of mean length 1, and random cosines of it, both with a constant."""
         square = self.length / self.learned if self.learned else 2.0
-        cosines: Singles = self.directions[:, : len(x)] @ (x * np.float32(1 / sqrt(max(square - 1, 0.5))))
+        x = np.zeros(self._size(), np.float32)
+        x[slots] = numbers * (1 / sqrt(max(square, 1.0)))
+        directions = self.directions.take(slots, axis=0)
+        cosines: Singles = sgemv(1 / sqrt(max(square - 1, 0.5)), directions.T, numbers)
         cosines += self.phases
         np.cos(cosines, out=cosines)
         cosines *= self.heights
-        return x * np.float32(1 / sqrt(max(square, 1.0))), cosines
+        return x, cosines
 
     def _read(self, context: Features) -> Read:
         if context == self._last[0]:
             return self._last[1]
-        x, rows, values = self._vector(context)
-        return Read(*self._scaled(x), rows, values)
+        slots, numbers, rows, values = self._vector(context)
+        return Read(*self._scaled(slots, numbers), rows, values)
 
     def _hash(self, token: Token) -> int:
         found = self._hashes.get(token)
@@ -534,9 +554,11 @@ class Policy:
                     unknown = True
                 else:
                     numbers[column] = numbers.get(column, 0.0) + (value if "=" in token else asinh(value))
-            values = np.fromiter(numbers.values(), np.float32)
-            values *= np.float32(1 / sqrt(float(values @ values)))
-            kept = self._kept[ad.id] = Kept(ad, list(numbers), values, unknown)
+            columns, values = np.array([*numbers]), np.array([*numbers.values()], np.float32)
+            values *= 1 / sqrt(sdot(values, values))
+            row = np.zeros(COLUMNS, np.float32)
+            row[columns] = values
+            kept = self._kept[ad.id] = Kept(ad, columns, values, row, unknown)
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(ad.id)
@@ -547,10 +569,7 @@ class Policy:
         if ads is self._slate[0]:
             return self._slate[1:]
         rows = np.array([self.rows.get(ad.id, 0) for ad in ads], np.int64)
-        columns = np.zeros((len(ads), COLUMNS), np.float32)
-        for at, ad in enumerate(ads):
-            kept = self._ad(ad)
-            columns[at, kept.columns] = kept.values
+        columns = np.array([self._ad(ad).row for ad in ads])
         if isinstance(ads, tuple) and len(ads) > 2:  # a pair is what the state asks for after each step
             self._slate = ads, rows, columns
         return rows, columns
@@ -595,8 +614,8 @@ def _regress(inverse: Singles, weights: Singles, x: Singles, error: float) -> No
     It is packed by columns of its upper half, so one of fewer numbers is the beginning of one of more.
     """
     gain = sspmv(len(x), 1.0, inverse, x)
-    shrink = 1 / (1 + max(0.0, float(gain @ x)))
-    weights += gain * np.float32(error * shrink)
+    shrink = 1 / (1 + max(0.0, sdot(gain, x)))
+    weights[:] = saxpy(gain, weights, a=error * shrink)
     sspr(len(x), -shrink, gain, inverse, overwrite_ap=1)
 
 
