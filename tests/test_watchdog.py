@@ -34,11 +34,11 @@ def poison(state, how):
                 raise how
             if isinstance(how, float):
                 reward = how
-            else:
+            elif not hasattr(policy, "sound"):  # who has it is not asked for a distribution
                 policy.pmf = lambda context, ads: np.full(len(ads), np.nan)
         learn(context, ads, pick, reward, propensity)
         if how == "its model" and "victim" in context and hasattr(policy, "sound"):
-            policy.sound = False  # who says so is not asked for a distribution
+            policy.sound = False
 
     policy.learn = spoil
 

@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 
 # A call of these takes a fourth of numpy's time for so few numbers.
 from scipy.linalg.blas import dger, saxpy, sdot, sgemv, sger, sspmv, sspr  # type: ignore[import-untyped]
+from scipy.linalg.lapack import dgesv  # type: ignore[import-untyped]
 
 from ..events import Ad, Features, Saved, apart
 from ..features import tokens
@@ -62,6 +63,7 @@ COLUMNS = 128  # numbers that an ad is hashed into for the shared model
 MODELS = 6  # linear, kernel, shared, rate, that of a crowd, and what a recommender says
 EQUAL = np.array([0.25, 0.25, 0.25, 0.25, 0.0, 0.0])  # (MODELS,), trust before anything is learned
 CROWDED = np.array([0.2, 0.2, 0.2, 0.2, 0.2, 0.0])  # (MODELS,), the same where ads are a crowd
+PULL = np.eye(MODELS)  # towards that
 OWN = np.array([1.0, 1.0, 0.0, 1.0, 0.0, 0.0])  # (MODELS,), whether a model knows each ad by itself
 STAGES = 8  # an ad is in stage k after 2 ** (k - 1) rewards: trust depends on it
 SPILL = 0.5  # what is seen in one stage counts so much in the next, and that squared in the one beyond
@@ -70,8 +72,10 @@ EXPLAINED = 2.0  # times that variance counts which models explain; 1 earns less
 PRIOR = 5.0  # rewards that an ad's rate begins with, all of them average
 SPAN = 0.7  # cosines are up to exp(SPAN) times as wide or as narrow as the bandwidth
 RARE = 0.01  # share of visitors who have a word, from which on it may have a slot of its own
+UNSEEN = Scale()
 SPARK = np.float32(0.01)  # AdaGrad begins with squared gradients of this sum
 SPILLS = SPILL ** np.abs(np.subtract.outer(np.arange(STAGES), np.arange(STAGES)))  # (STAGES, STAGES)
+NOT_ASKED: tuple[None, Sequence[Ad], Floats] = None, (), np.zeros(0)
 NO_SLATE: Slate = (), np.zeros(0, np.int64), np.zeros((0, COLUMNS), np.float32)
 BY_ROW = ("weights", "cosines", "variances", "linear", "kernels", "rates", "stages")
 
@@ -83,9 +87,6 @@ class Read(NamedTuple):
     kernel: Singles  # (kernel,), random cosines, and a constant
     rows: Places  # (n_features,), of the shared model
     values: Singles  # (n_features,), of length 1
-
-
-NOTHING = Read(NO_SLATE[2], NO_SLATE[2], NO_SLATE[1], NO_SLATE[2])
 
 
 class Kept(NamedTuple):
@@ -145,8 +146,7 @@ class Policy:
     1.0
     """
 
-    _last: tuple[Features | None, Read]
-    _asked: tuple[Features | None, Sequence[Ad], Floats]
+    _asked: tuple[Features | None, Sequence[Ad], Floats]  # no context is None
 
     def __init__(
         self,
@@ -258,13 +258,12 @@ class Policy:
         """One step of each model, and of how far each is trusted, for the ad that was picked."""
         plain, advice = apart(ads)
         ad, average = plain[pick], self._average()
-        self._asked = None, (), self.trust[0]
+        self._asked = NOT_ASKED
         self._meet(context)
         slots, numbers, rows, values = self._vector(context)
         self.learned += 1
         self.length += sdot(numbers, numbers)
         read = Read(*self._scaled(slots, numbers), rows, values)
-        self._last = {**context}, read
         kept, row, size = self._ad(ad, learn=True), self._row(ad.id), len(read.linear)
         weights, variances, cosines = self.weights[row, :size], self.variances[row, :size], self.cosines[row]
         shown, earned = self.rates[row].tolist()
@@ -297,9 +296,9 @@ class Policy:
         self.stages[row] = min(STAGES - 1, int(shown + 1).bit_length())
         self.earned += reward
 
-        # What it says now: a number that is not finite leaves none that is, not even times 0.
-        left = sdot(weights, read.linear) + sdot(cosines, read.kernel) + sdot(variances, variances)
-        left += sdot(values, (shared + squares).dot(kept.values)) + self.noise[1] + self.trust.sum()
+        # Whatever was not finite is in one of these by now, and in a sum it leaves no other number.
+        left = sdot(variances, variances) + sdot(cosines, cosines) + self.noise[1] + self.trust.sum()
+        left += sdot(values, (shared + squares).dot(kept.values))
         if self.crowd:
             self.crowd.learn(context, ads, pick, reward, propensity)
             left += self.crowd.estimates(context, ads[pick : pick + 1])[0]
@@ -387,9 +386,7 @@ class Policy:
         """What is made from the rest, and kept for speed."""
         self._hashes: dict[Token, int] = {}
         self._places: dict[Token, tuple[int, int]] = {}
-        # What was learned last, which the state asks about at once. No context is None.
-        self._last = None, NOTHING
-        self._asked = None, (), self.trust[0]
+        self._asked = NOT_ASKED
         self.sound = True
         self._kept: OrderedDict[str, Kept] = OrderedDict()  # by ad id; least recently used first
         self._slate = NO_SLATE  # the last long one, the rows of its ads, and they for the shared model
@@ -435,11 +432,11 @@ class Policy:
         self.stack *= self.fades[stage]
         dger(1.0, products, SPILLS[stage], a=self.stack.T, overwrite_a=1)
         if self.learned > OFTEN and self.learned % SELDOM:
-            return  # 20 us, and changes little by then
+            return  # 45 us, and changes little by then
         equal = CROWDED if self.crowd else EQUAL
-        trust = np.linalg.solve(self.gram + np.eye(MODELS), (self.moment + equal)[:, :, None])[:, :, 0].T
-        trust = trust.clip(0.0)
-        self.trust = trust / np.maximum(trust.sum(axis=0), 1.0)
+        each = zip(self.gram + PULL, self.moment + equal, strict=True)
+        trust = np.maximum(np.array([dgesv(*one)[2] for one in each]).T, 0.0)
+        self.trust = trust / np.maximum(np.add.reduce(trust), 1.0)
 
     # What is read
 
@@ -461,7 +458,7 @@ class Policy:
             else:
                 key = self._hash(name)
                 place = key % PLACES
-                scale = self.scales[place] = self.scales.get(place, Scale()).after(value)
+                scale = self.scales[place] = self.scales.get(place, UNSEEN).after(value)
                 if scale.seen < seen:
                     self._slot(self._hash((name,)))
             self._slot(key)
@@ -522,8 +519,6 @@ class Policy:
         return x, cosines
 
     def _read(self, context: Features) -> Read:
-        if context == self._last[0]:
-            return self._last[1]
         slots, numbers, rows, values = self._vector(context)
         return Read(*self._scaled(slots, numbers), rows, values)
 
@@ -570,7 +565,7 @@ class Policy:
             return self._slate[1:]
         rows = np.array([self.rows.get(ad.id, 0) for ad in ads], np.int64)
         columns = np.array([self._ad(ad).row for ad in ads])
-        if isinstance(ads, tuple) and len(ads) > 2:  # a pair is what the state asks for after each step
+        if isinstance(ads, tuple):
             self._slate = ads, rows, columns
         return rows, columns
 
