@@ -135,12 +135,20 @@ class Challengers:
             self._count(forgotten)  # now: its id is another decision's from here on
         self.waiting[choice.event_id] = Waiting(tuple(weights), tuple(most))
 
-    def learn(self, choice: Chosen, ads: Sequence[Ad], reward: float) -> None:
-        """What the champion learns, they learn. `ads` are as it saw them, `reward` is in [0, 1]."""
+    def learn(self, choice: Chosen, ads: Sequence[Ad], reward: float, before: float | None) -> None:
+        """What the champion learns, they learn. `ads` are as it saw them, rewards are in [0, 1]."""
         for name, policy in self.policies.items():
             if name not in self.failed:
                 try:
-                    policy.learn(choice.context, ads, choice.pick, reward, choice.probability)
+                    policies.teach(
+                        policy,
+                        choice.context,
+                        ads,
+                        choice.pick,
+                        reward=reward,
+                        propensity=choice.probability,
+                        before=before,
+                    )
                 except Exception as error:  # it would happen again wherever this is folded
                     self.failed[name] = repr(error)
 

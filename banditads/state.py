@@ -226,8 +226,10 @@ class State:
         if choice.event_id in self.skip:
             return
         self.calibration.apply(settled, self._scaled(settled.reward), self.joiner.wait)
-        if self.silence == "wait" or settled.reward != self.joiner.default:
+        if self.silence == "wait":
             self._teach(choice, settled.ads, settled.reward)
+        elif settled.reward != self.joiner.default:
+            self._teach(choice, settled.ads, settled.reward, before=self._scaled(self.joiner.default))
         if self.challengers.policies:
             self.challengers.hear(choice.event_id, self._scaled(settled.reward))
         if len(self.catalog.ads) >= self.recommend_from:
@@ -238,8 +240,10 @@ class State:
             except Exception as error:
                 raise Spoilt(choice.event_id, repr(error)) from error
 
-    def _teach(self, choice: Chosen, as_chosen: Sequence[Ad], earned: float) -> None:
-        """A step of the policy, and a look at what came of it."""
+    def _teach(
+        self, choice: Chosen, as_chosen: Sequence[Ad], earned: float, before: float | None = None
+    ) -> None:
+        """A step of the policy, and a look at what came of it. `before` is what it had learned so far."""
         if choice.event_id in self.skip:
             return
         reward = self._scaled(earned)
@@ -247,7 +251,15 @@ class State:
             raise Spoilt(choice.event_id, f"reward {reward}, propensity {choice.probability}")
         ads = advised(choice.advice, as_chosen)
         try:
-            self.policy.learn(choice.context, ads, choice.pick, reward, choice.probability)
+            policies.teach(
+                self.policy,
+                choice.context,
+                ads,
+                choice.pick,
+                reward=reward,
+                propensity=choice.probability,
+                before=before,
+            )
             sound = getattr(self.policy, "sound", None)
             if sound is None:  # the ad that was shown and one more have every weight that was touched
                 pair = some(ads, (choice.pick, choice.pick - 1)[: len(ads)])
@@ -257,7 +269,7 @@ class State:
         if not sound:
             raise Spoilt(choice.event_id, "the model is not finite any more")
         if self.challengers.policies:
-            self.challengers.learn(choice, ads, reward)
+            self.challengers.learn(choice, ads, reward, before)
 
     def _challenge(self, event: Event, ads: tuple[Ad, ...]) -> None:
         """Let challengers see a choice before anything is learned: they know what the champion knew."""

@@ -168,6 +168,36 @@ def test_a_step_is_what_its_formulas_say(monkeypatch):
     np.testing.assert_allclose(policy.shared, shared, rtol=1e-4, atol=1e-7)
 
 
+def test_what_was_learned_as_nothing_and_corrected_was_learned_right():
+    """To the last digits where it is a sum; what the models say of each other's mistakes depends on when."""
+    (right, _), (corrected, _), (besides, _) = (lived(300) for _ in range(3))
+    who = {"age": 30.0, "segment": "b"}
+    right.learn(who, ADS, 2, 0.7, 0.5)
+    corrected.learn(who, ADS, 2, 0.1, 0.5)
+    corrected.correct(who, ADS, 2, reward=0.7, propensity=0.5, before=0.1)
+    besides.learn(who, ADS, 2, 0.1, 0.5)
+
+    for name in ("weights", "cosines", "linear", "kernels", "rates"):
+        np.testing.assert_allclose(getattr(corrected, name), getattr(right, name), rtol=1e-3, atol=1e-5)
+    assert corrected.earned == pytest.approx(right.earned)
+    assert (corrected.learned, corrected.stages.tolist()) == (right.learned, right.stages.tolist())
+    for name in ("shared", "moment", "noise"):
+        target = getattr(right, name)
+        assert (
+            np.abs(getattr(corrected, name) - target).max()
+            < 0.2 * np.abs(getattr(besides, name) - target).max()
+        )
+
+
+def test_a_correction_of_an_ad_that_was_forgotten_begins_with_it_again():
+    policy = policies.make("ensemble", max_ads=2)
+    for pick in (0, 1, 2):
+        policy.learn({}, ADS, pick, 0.0, 0.5)
+    assert ADS[0].id not in policy.rows
+    policy.correct({}, ADS, 0, reward=1.0, propensity=0.5, before=0.0)
+    assert policy.rates[policy.rows[ADS[0].id]].tolist() == [1.0, 1.0]
+
+
 def test_what_waits_for_its_reward_is_explored_less():
     policy, _ = lived(500)
     ads, who = (*ADS, Ad("new", {"kind": "a"})), {"age": 30.0, "segment": "b"}
@@ -308,6 +338,17 @@ def test_a_number_that_is_not_finite_is_noticed_by_the_step_that_meets_it(table,
     getattr(policy, table)[:] = number
     with np.errstate(all="ignore"):
         policy.learn({"age": 30.0, "segment": "b"}, ADS, 1, 1.0, 0.5)
+
+    assert not policy.sound
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("table", ["weights", "cosines", "linear", "kernels", "shared", "squares", "noise"])
+def test_a_number_that_is_not_finite_is_noticed_by_the_correction_that_meets_it(table, number):
+    policy, _ = lived(20)
+    getattr(policy, table)[:] = number
+    with np.errstate(all="ignore"):
+        policy.correct({"age": 30.0, "segment": "b"}, ADS, 1, reward=1.0, propensity=0.5, before=0.0)
 
     assert not policy.sound
 

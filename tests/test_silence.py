@@ -48,7 +48,10 @@ def test_a_choice_teaches_as_soon_as_it_is_made_and_its_reward_when_it_comes(pol
     assert learned(engine) == msgspec.msgpack.encode(by_hand.dump())
 
     engine.reward(event.event_id, 1.0)
-    by_hand.learn(event.context, ADS, event.pick, 1.0, event.probability)
+    if hasattr(by_hand, "correct"):
+        by_hand.correct(event.context, ADS, event.pick, reward=1.0, propensity=event.probability, before=0.0)
+    else:
+        by_hand.learn(event.context, ADS, event.pick, 1.0, event.probability)
     assert learned(engine) == msgspec.msgpack.encode(by_hand.dump())
 
 
@@ -73,12 +76,13 @@ def test_time_that_runs_out_teaches_nothing_more():
     assert engine.state.stats.total.expired == waiting
 
 
-def test_the_fold_and_a_snapshot_anywhere_come_to_the_same_state():
-    engine = taught(at_once())
+@pytest.mark.parametrize("policy", ["vw", "ensemble"])
+def test_the_fold_and_a_snapshot_anywhere_come_to_the_same_state(policy):
+    engine = taught(at_once(policy))
     records = list(engine.journal.read(0))
     for k in (0, 1, 2, len(records) // 2, len(records)):
-        first = fold(records[:k], State("vw", silence="immediate"))
-        second = State("vw", silence="immediate")
+        first = fold(records[:k], State(policy, silence="immediate"))
+        second = State(policy, silence="immediate")
         second.load(first.dump())
         assert fold(records[k:], second).digest() == engine.state.digest()
 
@@ -90,6 +94,17 @@ def test_click_rates_of_ads_are_learned_nearly_right():
     rate = counts.rewards / counts.choices
     expected = engine.state.policy.expected({}, [Ad(shown)], 0)
     assert expected == pytest.approx(rate / (1 + rate), rel=0.1)
+
+
+def test_who_can_correct_itself_learns_click_rates_right_and_so_do_challengers():
+    engine = at_once("ensemble", options={"epsilon": 1.0}, challengers=["ensemble"])
+    dice = random.Random(1)
+    for _ in range(1500):
+        event, _ = engine.choose(Request({}))
+        if dice.random() < 0.6:  # learned besides it would be .375
+            engine.reward(event.event_id, 1.0)
+    for policy in (engine.state.policy, engine.state.challengers.policies["ensemble"]):
+        assert policy.expected({}, ADS, 0) == pytest.approx(0.6, abs=0.05)
 
 
 def test_a_choice_that_spoils_the_model_is_forgotten_and_everything_else_goes_on(poisoned):  # noqa: F811

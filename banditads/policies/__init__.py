@@ -31,6 +31,8 @@ class Policy(Protocol):
     reward. It is read in `pmf` only and is no part of what was learned: whoever counts them keeps it true.
     One with an attribute `sound` says there whether all that its last step touched is finite; any other is
     asked for a distribution after each step.
+    One with a method `correct` is told what a choice earned of which it had learned something else `before`;
+    any other learns that besides. See `teach`.
     """
 
     def pmf(self, context: Features, ads: Sequence[Ad]) -> Floats:
@@ -136,6 +138,23 @@ def checked(whose: str, known: Sequence[Option], given: Mapping[str, Any]) -> di
         if isinstance(defaults[option], float) and isinstance(value, int):
             found[option] = float(value)  # 1 is 1.0: both make the same
     return found
+
+
+def teach(
+    policy: Policy,
+    context: Features,
+    ads: Sequence[Ad],
+    pick: int,
+    *,
+    reward: float,
+    propensity: float,
+    before: float | None = None,
+) -> None:
+    """Let a policy learn what a choice earned, `before` which it had learned that this was something else."""
+    if before is not None and hasattr(policy, "correct"):
+        policy.correct(context, ads, pick, reward=reward, propensity=propensity, before=before)
+    else:
+        policy.learn(context, ads, pick, reward, propensity)
 
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:

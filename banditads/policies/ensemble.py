@@ -296,13 +296,56 @@ class Policy:
         self.stages[row] = min(STAGES - 1, int(shown + 1).bit_length())
         self.earned += reward
 
-        # Whatever was not finite is in one of these by now, and in a sum it leaves no other number.
-        left = sdot(variances, variances) + sdot(cosines, cosines) + self.noise[1] + self.trust.sum()
-        left += sdot(values, (shared + squares).dot(kept.values))
         if self.crowd:
             self.crowd.learn(context, ads, pick, reward, propensity)
-            left += self.crowd.estimates(context, ads[pick : pick + 1])[0]
-        self.sound = isfinite(left)
+        left = sdot(variances, variances) + sdot(cosines, cosines)
+        left += sdot(values, (shared + squares).dot(kept.values))
+        self._look(left, context, ads[pick : pick + 1])
+
+    def correct(
+        self,
+        context: Features,
+        ads: Sequence[Ad],
+        pick: int,
+        *,
+        reward: float,
+        propensity: float,
+        before: float,
+    ) -> None:
+        """Learn that a choice earned `reward`, which had been learned as `before`.
+
+        Regressions per ad and what they are trusted for are sums, to which the difference is added. Weights
+        that ads share go a second step, so that both together are one; a crowd learns the choice again.
+        """
+        ad, more, average = apart(ads)[0][pick], reward - before, self._average()
+        if ad.id not in self.rows:  # it was forgotten meanwhile
+            self.learn(context, ads, pick, reward, propensity)
+            return
+        self._asked = NOT_ASKED
+        read, kept, row = self._read(context), self._ad(ad), self.rows[ad.id]
+        size = len(read.linear)
+        weights, cosines = self.weights[row, :size], self.cosines[row]
+        one = ads[pick : pick + 1]
+        stage, said = int(self.stages[row]), self._said(context, read, one)[0][:, 0]
+        off = reward - average - float(said @ self.trust[:, stage])
+        self.noise[1:] += more * (2 * off - more), more * (2 * (reward - average) - more)
+        np.maximum(self.noise, 0.0, out=self.noise)
+        noise = max(self.noise[1] / self.noise[0], 1e-4)
+        self.moment += np.multiply.outer(SPILLS[stage], said * (more / noise))
+
+        weights += sspmv(size, more, self.linear[row], read.linear)
+        cosines += sspmv(self.kernel, more, self.kernels[row], read.kernel)
+        cells = np.ix_(read.rows, kept.columns)
+        gradient = np.outer(read.values, kept.values) * np.float32(-more)
+        squares = self.squares[cells] + gradient * gradient
+        shared = self.shared[cells] - gradient * np.float32(self.learning_rate) / np.sqrt(squares + SPARK)
+        self.shared[cells], self.squares[cells] = shared, squares
+        self.rates[row, 1] += more
+        self.earned += more
+        if self.crowd:
+            self.crowd.learn(context, ads, pick, reward, propensity)
+        left = sdot(weights, weights) + sdot(cosines, cosines) + shared.sum() + squares.sum()
+        self._look(left, context, one)
 
     def dump(self) -> Saved:
         """Counts; scales and names; the shared table; stacking; rows of ads."""
@@ -399,6 +442,14 @@ class Policy:
 
     def _estimates(self, context: Features, read: Read, ads: Sequence[Ad]) -> tuple[Floats, Places]:
         """(expected reward of each ad, their rows), shape (n_ads,) each."""
+        said, rows = self._said(context, read, ads)
+        said *= self.trust[:, self.stages[rows]]
+        estimates: Floats = np.add.reduce(said)
+        estimates += self._average()
+        return estimates, rows
+
+    def _said(self, context: Features, read: Read, ads: Sequence[Ad]) -> tuple[Floats, Places]:
+        """(what each model says of each ad, beyond the average, shape (MODELS, n_ads); their rows)."""
         plain, advice = apart(ads)
         rows, columns = self._rows(plain)
         average, rates = self._average(), self.rates[rows]
@@ -412,10 +463,14 @@ class Policy:
         said[3] = (rates[:, 1] - average * rates[:, 0]) / (rates[:, 0] + PRIOR)
         said[4] = np.array(self.crowd.estimates(context, ads)) - average if self.crowd else 0.0
         said[5] = 1 / (1 + np.exp(np.negative(advice))) - average if advice else 0.0
-        said *= self.trust[:, self.stages[rows]]
-        estimates: Floats = np.add.reduce(said)
-        estimates += average
-        return estimates, rows
+        return said, rows
+
+    def _look(self, left: float, context: Features, shown: Sequence[Ad]) -> None:
+        """Whether a step left nothing that is not finite: in a sum it leaves no other number."""
+        left += self.noise[1] + self.trust.sum()
+        if self.crowd:
+            left += self.crowd.estimates(context, shown)[0]
+        self.sound = isfinite(left)
 
     def _weigh(self, stage: int, said: Floats) -> None:
         """How far each model is to be trusted: ridge regression on what they said, towards equal trust.
@@ -565,7 +620,7 @@ class Policy:
             return self._slate[1:]
         rows = np.array([self.rows.get(ad.id, 0) for ad in ads], np.int64)
         columns = np.array([self._ad(ad).row for ad in ads])
-        if isinstance(ads, tuple):
+        if isinstance(ads, tuple) and len(ads) > 1:
             self._slate = ads, rows, columns
         return rows, columns
 
