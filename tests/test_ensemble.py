@@ -262,6 +262,14 @@ def test_the_ads_that_learned_longest_ago_start_again():
     assert policy.rates[policy.rows["ad4"]].tolist() == [1.0, 1.0]
 
 
+def test_what_is_kept_of_the_last_ads_is_as_good_as_new():
+    policy, dice = policies.make("ensemble", max_ads=3), random.Random(1)
+    for visit in range(30):
+        who = visitor(dice)
+        policy.learn(who, ADS, visit * 5 % 6, visit % 2, 0.5)
+        assert estimates(policy, who).tobytes() == estimates(policy, who, [*ADS]).tobytes()
+
+
 def test_a_tag_counts_although_its_number_is_always_the_same():
     policy, ads = policies.make("ensemble"), [Ad("one"), Ad("two")]
     for visit in range(400):
