@@ -84,13 +84,15 @@ class _OneProcess(MTServer):
 
 
 def new_state(settings: Settings) -> State:
-    """A state that knows nothing yet; of the policy that the directory was made with, if none is named."""
+    """A state that knows nothing yet; what the directory was made with holds where nothing else is named."""
     made_with = read_config(Path(settings.data_dir)) or {}
+    policy = settings.policy or made_with.get("policy") or USUAL
+    usual = "immediate" if policy == USUAL and not made_with else "wait"  # older directories do not say
     joining: dict[str, Any] = {}
     if settings.reward_aggregation != "earliest":  # the default is not part of older directories' identity
         joining["aggregation"] = settings.reward_aggregation
     return State(
-        settings.policy or made_with.get("policy") or USUAL,
+        policy,
         settings.policy_options,
         reward_min=settings.reward_min,
         reward_max=settings.reward_max,
@@ -105,7 +107,7 @@ def new_state(settings: Settings) -> State:
         max_open_bytes=settings.max_pending_bytes,
         max_done=settings.max_settled,
         advise=settings.advise,
-        silence=settings.silence,
+        silence=settings.silence or made_with.get("silence", usual),
         challengers=settings.challengers.split(),
         floor=settings.floor,
         **joining,

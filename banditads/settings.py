@@ -208,13 +208,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         ),
     ] = 600.0
     silence: Annotated[
-        Literal["wait", "immediate"],
+        Literal["", "wait", "immediate"],
         Meta(
             description="When the policy learns that a decision earned nothing: `wait`, when `reward_wait` "
-            "is over; `immediate`, when it is made, and its reward when one comes: for windows that are long "
-            "beside the time in which you want it to learn."
+            "is over; `immediate`, when it is made, and its reward when one comes. Empty: what the data "
+            "directory was made with; for a new one `immediate` with `ensemble`, else `wait`."
         ),
-    ] = "wait"
+    ] = ""
     default_reward: Annotated[float, Meta(description="Reward that is learned when none came in time.")] = 0.0
     reward_min: Annotated[float, Meta(description="Smallest reward that is accepted.", ge=-1e6, le=1e6)] = 0.0
     reward_max: Annotated[float, Meta(description="Largest reward that is accepted.", ge=-1e6, le=1e6)] = 1.0
@@ -378,7 +378,7 @@ def rows() -> Iterator[Row]:
         extra = meta.extra or {}
         word = {str: "text", int: "integer", float: "number", bool: "yes or no"}.get(kind, "options")
         if get_origin(kind) is Literal:
-            word = " or ".join(get_args(kind))
+            word = " or ".join(filter(None, get_args(kind)))
         default = {} if field.default is msgspec.NODEFAULT else field.default
         yield Row(field.name, extra.get("parse", word), default, extra.get("unit", ""), str(meta.description))
 

@@ -8,11 +8,14 @@ from test_watchdog import poisoned  # noqa: F401  (a fixture)
 
 from banditads import policies
 from banditads.choosing import Request
+from banditads.directory import DataDirectory
 from banditads.engine import Engine
 from banditads.errors import Unknown
 from banditads.events import Ad
 from banditads.journal import connect
 from banditads.replay import fold, settled
+from banditads.server import new_state
+from banditads.settings import Settings
 from banditads.signing import EventIds
 from banditads.state import State
 
@@ -132,3 +135,17 @@ def test_a_choice_that_does_not_wait_teaches_nothing():
     engine.choose(Request({"kind": "x"}))
     assert not engine.state.joiner.open
     assert learned(engine) == before
+
+
+def test_a_new_directory_of_the_default_policy_learns_silence_at_once_and_an_old_one_as_it_was_made(tmp_path):
+    def silence(folder, **given):
+        return new_state(Settings(data_dir=str(tmp_path / folder), **given)).silence
+
+    assert silence("new") == silence("new", policy="ensemble") == "immediate"
+    assert silence("new", policy="vw") == silence("new", silence="wait") == "wait"
+    for way in ("wait", "immediate"):
+        for policy in ("ensemble", "vw"):
+            with DataDirectory(tmp_path / way / policy) as directory:
+                directory.commit(State(policy, silence=way).identity)
+            assert silence(f"{way}/{policy}") == way
+    assert silence("wait/ensemble", silence="immediate") == "immediate"
