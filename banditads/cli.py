@@ -459,9 +459,11 @@ def export(source: str, parquet: Path | None, dsjson: Path | None) -> None:
     for name, path in (("parquet", parquet), ("dsjson", dsjson)):
         if path:
             with _progress(f"writing {path}", None) as advance:
-                rounds = (advance(1) or each for each in logs.read(source))
-                count = logs.write(name, rounds, path)
-            click.echo(f"{count} decisions in {path}")
+                log = logs.read(source)
+                count = logs.write(name, (advance(1) or each for each in log), path)
+            waiting = len(list(log.waiting()))
+            left = f"; {waiting} that still wait for their reward are left out" if waiting else ""
+            click.echo(f"{count} decisions in {path}{left}")
 
 
 @command.group("import")

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from itertools import islice
+from math import inf
 from typing import Any
 
 import msgspec
@@ -48,8 +49,9 @@ class Unit(msgspec.Struct, frozen=True):
 
 def follow_log(unit: Unit, progress: Callable[[int], object] | None = None) -> Followed:
     """Do a unit, here and now. Raises what `logs.read` and `evaluation.follow` do."""
-    return follow(
-        islice(logs.read(unit.source), unit.limit),
+    log = logs.read(unit.source)
+    followed = follow(
+        islice(log, unit.limit),
         unit.specs,
         selection=unit.selection,
         seed=unit.seed,
@@ -57,6 +59,10 @@ def follow_log(unit: Unit, progress: Callable[[int], object] | None = None) -> F
         reward_max=unit.reward_max,
         progress=progress,
     )
+    waiting = [
+        each.choice.at for each in log.waiting() if unit.selection.place(each.choice.at, each.offset) == 0
+    ]
+    return msgspec.structs.replace(followed, waiting=len(waiting), settled_until=min(waiting, default=inf))
 
 
 def spread(

@@ -16,13 +16,15 @@ ad is accepted with c times the probability the policy gives it, as if the log h
 while the log still brings smaller propensities; the rounds until then count a little more. A log that hardly
 ever shows some ad has a tiny c, and leaves nothing to replay: the result then says so.
 
-The order is that of the log, in which outcomes arrived. Decisions that were still open do not exist here.
+The order is that of the log, in which outcomes arrived. Decisions that were still open are not judged; where
+they are many, whoever was rewarded is overrepresented, and the report says so.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import inf
 
 import msgspec
 import numpy as np
@@ -40,6 +42,7 @@ from .selecting import AD, Labels, Selection, groups
 LOGGED = "logged"  # the label of the policy that made the log
 POINTS = 200  # of a curve
 STEP = 100  # rounds between two reports of progress
+FEW = 0.05  # share of decisions that may still wait without a word
 EVERYTHING = Selection()
 
 
@@ -94,6 +97,8 @@ class Report(msgspec.Struct, frozen=True):
     results: list[Result]
     selection: Selection = EVERYTHING
     segments: dict[str, list[Result]] = {}  # by label; without curves
+    waiting: int = 0  # decisions in the window that still waited for their reward, and are left out
+    notes: tuple[str, ...] = ()  # what is to be known of all of these numbers
 
     @property
     def title(self) -> str:
@@ -125,6 +130,8 @@ class Followed(msgspec.Struct, frozen=True):
     smallest: float  # propensity of any ad in any round
     low: float
     high: float
+    waiting: int = 0  # decisions in the window that still waited when the log ended
+    settled_until: float = inf  # seconds since the epoch: what was decided before then does not wait
 
 
 def evaluate(
@@ -235,6 +242,18 @@ def results(followed: Followed) -> list[Result]:
         _result(each.label, each.rounds, followed.smallest, followed.low, followed.high)
         for each in followed.tracks
     ]
+
+
+def notes(followed: Followed) -> tuple[str, ...]:
+    """What is to be known of all results: who is not among the judged, if that is more than `FEW`."""
+    total = followed.waiting + followed.group.size
+    if followed.waiting <= FEW * total:
+        return ()
+    return (
+        f"{followed.waiting:,} of {total:,} decisions still wait for their reward and are left out, but not "
+        "those of the same time that were rewarded: what is estimated is mostly those that clicked, and too "
+        f"high. Of those made before {int(followed.settled_until)} none waits: see `until`",
+    )
 
 
 def segments(followed: Followed, by: str) -> dict[str, list[Result]]:

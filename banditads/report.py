@@ -23,7 +23,7 @@ from . import policies
 from .cluster import Unit, follow_log, spread
 from .directory import read_config
 from .errors import Misconfigured
-from .evaluation import EVERYTHING, LOGGED, Point, Report, Result, joined, results, segments
+from .evaluation import EVERYTHING, LOGGED, Point, Report, Result, joined, notes, results, segments
 from .logs import journal
 from .ope import Estimate
 from .selecting import NONE, Selection
@@ -81,6 +81,8 @@ def run(
             results(each),
             selection,
             segments(each, selection.by) if selection.by else {},
+            each.waiting,
+            notes(each),
         )
         for unit, each in zip(whole, followed, strict=True)
     ]
@@ -139,6 +141,8 @@ def show(
         if markdown:
             console.print(f"### {report.title}", highlight=False, markup=False)
         console.print(table(report, estimators, markdown=markdown))
+        for note in report.notes:
+            console.print(note, highlight=False, markup=False)
         said: dict[str, list[str]] = {}
         for result in report.results:
             for note in result.notes:

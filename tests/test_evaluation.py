@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from conftest import Clock
 from rich.console import Console
 
 from banditads import logs, ope, policies, report, server
@@ -391,6 +392,42 @@ def test_a_data_directory_knows_its_own_range_of_rewards(tmp_path):
     assert found.results[0].estimates["ips"].value == 4.0
     with pytest.raises(Invalid, match="reward"):
         report.run([str(tmp_path / "data")], ["uniform"], reward_max=3.0)
+
+
+def test_a_report_says_how_many_decisions_still_wait_where_they_are_many(tmp_path):
+    """Of 40 decisions 10 were clicked and 30 wait: what is judged earned 1 each, all of them .25."""
+    settings = Settings(data_dir=str(tmp_path / "data"), policy="uniform", reward_wait=100.0)
+    with server.opened(settings) as engine:
+        engine.clock = clock = Clock()
+        engine.put_ads([Ad("a"), Ad("b")])
+        for n in range(100):  # of these all are settled
+            engine.choose(Request(), f"old{n}")
+        clock.now += 1000.0
+        for n in range(40):
+            engine.choose(Request(), f"e{n}")
+            if n % 4 == 0:
+                engine.reward(f"e{n}", 1.0)
+    folder = str(tmp_path / "data")
+    recent = Selection(since=clock.now)
+    (found,) = report.run([folder], ["uniform"], selection=recent)
+    (note,) = found.notes
+
+    assert (found.waiting, found.results[0].rounds, found.results[0].replay.value) == (30, 10, 1.0)
+    assert "30 of 40 decisions still wait for their reward and are left out" in note
+    assert "mostly those that clicked" in note
+    assert f"made before {clock.now:.0f} none waits" in note
+    console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
+    report.show([found], console)
+    console.file.close()
+    assert note in " ".join(console.export_text().split())
+    assert msgspec.json.decode(msgspec.json.encode(found), type=report.Report).notes == (note,)
+
+    (all_of_it,) = report.run([folder], ["uniform"])  # 21 % wait
+    (settled,) = report.run([folder], ["uniform"], selection=Selection(until=clock.now))
+    (beginning,) = report.run([folder], ["uniform"], limit=100)  # when the last of these expired, one was new
+    assert (len(all_of_it.notes), all_of_it.waiting) == (1, 30)
+    assert (settled.notes, settled.waiting, settled.results[0].rounds) == ((), 0, 100)
+    assert (beginning.notes, beginning.results[0].rounds) == ((), 100)
 
 
 def test_a_feature_that_no_round_has_is_named_and_refused():

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 from ..errors import Damaged, Misconfigured
 from ..events import Ad, Settled
 from ..features import clean
+from ..joiner import Open
 
 
 def names() -> list[str]:
@@ -29,16 +30,32 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def read(source: str | Path) -> Iterator[Settled]:
-    """The interactions of a log, in its order. Raises `errors.Damaged`, with the place, where it is not one.
+class Log:
+    """The interactions of a log, in its order, once; and what still waited where reading stopped.
 
-    A kind of log is a module with `recognises(path) -> bool`, which is cheap, and `read(path) -> Iterator`.
+    Only our own journal knows of the latter.
+    """
+
+    def __init__(self, rounds: Iterator[Settled], waiting: Callable[[], Iterable[Open]] = lambda: ()) -> None:
+        self.rounds, self.waiting = rounds, waiting
+
+    def __iter__(self) -> Iterator[Settled]:
+        return self.rounds
+
+
+def read(source: str | Path) -> Log:
+    """The interactions of a log. Raises `errors.Damaged`, with the place, where it is not one.
+
+    A kind of log is a module with `recognises(path) -> bool`, which is cheap, and `read(path)`, an iterator
+    or a `Log`.
     """
     path = Path(source)
     for name in names():
         kind = _kind(name)
         if kind.recognises(path):
-            return _possible(kind.read(path), path)
+            found = kind.read(path)
+            log = found if isinstance(found, Log) else Log(found)
+            return Log(_possible(log, path), log.waiting)
     raise Misconfigured(f"{source} is not a log that is there and recognised; kinds: {', '.join(names())}")
 
 

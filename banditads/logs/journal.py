@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from ..directory import read_config
 from ..errors import Misconfigured
-from ..events import Settled
 from ..journal.file import first_offset, scan
 from ..replay import settled
 from ..state import State
+from . import Log
 
 
 def recognises(path: Path) -> bool:
@@ -18,8 +17,8 @@ def recognises(path: Path) -> bool:
     return (path / "CONFIG").is_file()
 
 
-def read(path: Path) -> Iterator[Settled]:
-    """Decisions in the order in which they settled. Raises `Damaged`.
+def read(path: Path) -> Log:
+    """Decisions in the order in which they settled, and those that have not. Raises `Damaged`.
 
     Needs the journal from its beginning, because that is where the ads are.
     """
@@ -28,4 +27,5 @@ def read(path: Path) -> Iterator[Settled]:
             f"the journal in {path} no longer goes back to its beginning; serve with keep_journal to keep it"
         )
     nobody = {"policy": "uniform", "options": {}, "challengers": ()}  # who reads asks nobody
-    return settled(scan(path), State.of({**(read_config(path) or {}), **nobody}))
+    state = State.of({**(read_config(path) or {}), **nobody})
+    return Log(settled(scan(path), state), state.joiner.open.values)
