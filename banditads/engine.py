@@ -517,7 +517,9 @@ class Engine:
         counted, champion = challengers.own.earned.count, challengers.champion
         gain, low = gain * span, max(low, -1.0) * span  # no policy can earn less
         offset = self._record(events.Promoted(self.clock(), name, champion, by, counted, gain, low))
-        log.warning("%s decides instead of %s, by %s: at least %.3g more a decision", name, champion, by, low)
+        why = "because it is certainly better" if by == "rule" else "as was requested"
+        known = f"by {counted:,} decisions it earns {gain:+.3g} each, certainly {low:+.3g} at least"
+        log.warning("%s decides instead of %s, %s; %s", name, champion, why, known if counted else "untried")
         return offset
 
     def decision(self, event_id: str) -> Decision:

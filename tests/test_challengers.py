@@ -1,6 +1,7 @@
 """Challengers learn unseen, and are promoted only if they would certainly have earned more."""
 
 import json
+import re
 import struct
 import threading
 
@@ -119,6 +120,18 @@ def test_one_that_is_clearly_better_is_promoted_and_decides(champion, make_engin
     assert promoted.replaced.startswith(champion)
     assert promoted.decisions >= 700
     assert promoted.gain > promoted.gain_low > 0
+
+
+def test_the_log_says_who_decides_now_and_why(make_engine, clock, caplog):
+    engine = make_engine("uniform", challengers=("thompson",), promote="auto", promote_after=300, floor=0.1)
+    engine.promote("thompson")
+    assert "thompson decides instead of uniform, as was requested; untried" in caplog.text
+    engine.promote("uniform")
+    traffic(engine, clock, 700)
+    engine.tick()
+    said = "thompson decides instead of uniform, because it is certainly better; by "
+    known = r"[\d,]+ decisions it earns \+0\.\d+ each, certainly \+0\.\d+ at least"
+    assert re.search(said + known, caplog.text)
 
 
 def test_none_is_promoted_that_is_the_champion_by_another_name(make_engine, clock):
