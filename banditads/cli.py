@@ -66,15 +66,14 @@ def command() -> None:
 def _setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Every setting as a flag. Values stay text: settings.py converts and refuses them."""
     for row in reversed(list(settings.rows())):
-        flag = f"--{row.name.replace('_', '-')}"
+        flag = settings.flag(row.name)
         unit = f" In {row.unit}." if row.unit else ""
         about = f"{row.help}{unit} [default: {row.shown or 'none'}]"
         if row.kind == "yes or no":
             option = click.option(f"{flag}/--no-{flag[2:]}", row.name, default=None, help=about)
         elif row.kind == "options":
-            one = "--option" if row.name == "policy_options" else flag.removesuffix("s")
             about += " May be repeated."
-            option = click.option(one, row.name, multiple=True, metavar="NAME=VALUE", help=about)
+            option = click.option(flag, row.name, multiple=True, metavar="NAME=VALUE", help=about)
         else:
             option = click.option(flag, row.name, default=None, metavar=row.kind.upper(), help=about)
         function = option(function)

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from .errors import Damaged, DiskFailure, InUse, Misconfigured
+from .settings import differences
 
 
 def aside(path: Path) -> Path:
@@ -152,17 +153,15 @@ class DataDirectory:
         if stored is None:
             self.commit(identity)
             return False
-        differences = [
-            f"{name} was {stored.get(name)!r} and is now {identity.get(name)!r}"
-            for name in sorted(stored.keys() | identity.keys())
-            if stored.get(name) != identity.get(name)
-        ]
-        if differences and not relearn:
+        if stored == identity:
+            return False
+        if not relearn:
             raise Misconfigured(
-                f"{self.path} was learned under another configuration: {'; '.join(differences)}. Put it "
-                "back, or start once with --relearn to fold the whole journal again under the new one"
+                f"{self.path} was learned under another configuration: "
+                f"{'; '.join(differences(stored, identity))}. Put it back, or start once with --relearn to "
+                "fold the whole journal again under the new one"
             )
-        return bool(differences)
+        return True
 
     def commit(self, identity: Mapping[str, Any]) -> None:
         """From now on this is the configuration."""

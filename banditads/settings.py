@@ -353,6 +353,20 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ] = False
 
 
+OPTIONS = {"policy_options": "--option", "recommender_options": "--recommender-option"}  # one at a time
+VERSION = "the version of "
+INNER = {  # what the state calls a setting -> its name, where that is another one
+    "options": "policy_options",
+    "half_life": "user_half_life",
+    "wait": "reward_wait",
+    "default": "default_reward",
+    "max_open": "max_pending",
+    "max_open_bytes": "max_pending_bytes",
+    "max_done": "max_settled",
+    "aggregation": "reward_aggregation",
+}
+
+
 class Row(NamedTuple):
     """One setting, for a table or a command line."""
 
@@ -368,6 +382,58 @@ class Row(NamedTuple):
         if isinstance(self.default, bool):
             return "yes" if self.default else "no"
         return f"{self.default:g}" if isinstance(self.default, float) else str(self.default or "")
+
+
+def flag(name: str) -> str:
+    """What a setting is called on the command line.
+
+    >>> flag("reward_wait"), flag("policy_options"), flag("recommender_options")
+    ('--reward-wait', '--option', '--recommender-option')
+    """
+    return OPTIONS.get(name) or f"--{name.replace('_', '-')}"
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two identities of a state, in the names and values of settings.
+
+    >>> differences({"wait": 600.0, "challengers": ["vw"]}, {"wait": 60.0})
+    ['--challengers was vw and is now empty', '--reward-wait was 600 and is now 60']
+    """
+    usual = {flag(row.name): _text(row.default) for row in rows()}
+    old, new = _by_flag(was), _by_flag(now)
+    found = []
+    for name in sorted(old.keys() | new.keys()):
+        if name not in usual and name.startswith(VERSION) and not (name in old and name in new):
+            continue  # another policy, which is named itself
+        if name == "--floor" and not (name in old and name in new):
+            continue  # a part of it only where there are challengers, which are named themselves
+        before, after = (each.get(name, usual.get(name)) or "empty" for each in (old, new))
+        if before != after:
+            found.append(f"{name} was {before} and is now {after}")
+    return found
+
+
+def _by_flag(identity: Mapping[str, Any]) -> dict[str, str]:
+    known = {row.name for row in rows()}
+    found = {f"{VERSION}{name}": each for name, each in identity.get("libraries", {}).items()}
+    for inner in identity.keys() - {"libraries", "recommend_from"}:
+        name, unnamed = INNER.get(inner, inner), inner == "recommender" and "recommend_from" not in identity
+        found[flag(name) if name in known else name] = "" if unnamed else _text(identity[inner])
+    return found
+
+
+def _text(value: Any) -> str:
+    """A value as it is given on the command line."""
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return repr(value).removesuffix(".0")
+        case list() | tuple():
+            return " ".join(map(_text, value))
+        case dict():
+            return " ".join(f"{name}={_text(each)}" for name, each in value.items())
+    return str(value)
 
 
 def rows() -> Iterator[Row]:
@@ -474,6 +540,12 @@ def _check(settings: Settings) -> None:
         raise Misconfigured("setting salt may have at most 64 bytes of UTF-8")
     if not settings.reward_min <= settings.default_reward <= settings.reward_max:
         raise Misconfigured("setting default_reward must lie between reward_min and reward_max")
+    for word in settings.challengers.split():
+        if any("=" not in each.partition(":")[0] for each in word.split(",")[1:]):
+            names = settings.challengers.replace(",", " ").split()
+            raise Misconfigured(
+                f"setting challengers: they are separated by spaces, not by commas, as in {' '.join(names)!r}"
+            )
     for name in ("click_reward", "conversion_reward", "dwell_reward"):
         try:
             worth.parse(getattr(settings, name))

@@ -114,10 +114,10 @@ def test_every_difference_is_named(tmp_path):
             directory.check({"policy": "linucb", "wait": 90.0, "new": "x", "same": 5})
     said = str(refused.value)
     for each in (
-        "policy was 'vw' and is now 'linucb'",
-        "wait was 60.0 and is now 90.0",
-        "gone was 1 and is now None",
-        "new was None and is now 'x'",
+        "--policy was vw and is now linucb",
+        "--reward-wait was 60 and is now 90",
+        "gone was 1 and is now empty",
+        "new was empty and is now x",
         "--relearn",
     ):
         assert each in said

@@ -195,7 +195,7 @@ def test_another_configuration_is_refused_and_can_be_relearned(start, tmp_path):
     code, said = refused("--data-dir", tmp_path / "data", "--policy", "linucb")
 
     assert code == 78
-    assert "policy was 'uniform' and is now 'linucb'" in said
+    assert "--policy was uniform and is now linucb. Put it back" in said
     again = start("--policy", "linucb", "--relearn")
     assert again.data("/stats")["rewards"] == 20
     assert again.data("/stats")["policy"]["name"] == "linucb"

@@ -16,6 +16,60 @@ def test_a_flag_beats_the_environment_which_beats_the_file_which_beats_the_defau
     assert found.fsync == "always"
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"policy_options": {"epsilon": 0.2}}, "--option was empty and is now epsilon=0.2"),
+        ({"reward_wait": 60.5}, "--reward-wait was 600 and is now 60.5"),
+        ({"default_reward": 0.1}, "--default-reward was 0 and is now 0.1"),
+        ({"reward_min": -1.0}, "--reward-min was 0 and is now -1"),
+        ({"reward_max": 5.0}, "--reward-max was 1 and is now 5"),
+        ({"reward_aggregation": "sum"}, "--reward-aggregation was earliest and is now sum"),
+        ({"max_pending": 9}, "--max-pending was 1000000 and is now 9"),
+        ({"max_pending_bytes": 9}, "--max-pending-bytes was 1073741824 and is now 9"),
+        ({"max_settled": 9}, "--max-settled was 1000000 and is now 9"),
+        ({"max_users": 9}, "--max-users was 1000000 and is now 9"),
+        ({"user_half_life": 86400.0}, "--user-half-life was 2592000 and is now 86400"),
+        ({"recommender": "crosses"}, "--recommender was empty and is now crosses"),
+        ({"recommender_options": {"bits": 10}}, "--recommender-option was empty and is now bits=10"),
+        ({"advise": True}, "--advise was no and is now yes"),
+        ({"silence": "immediate"}, "--silence was wait and is now immediate"),
+        ({"challengers": "linucb uniform"}, "--challengers was empty and is now linucb uniform"),
+    ],
+)
+def test_another_configuration_is_told_in_the_names_and_values_of_settings(changed, said):
+    """Of everything that the state depends on, there and back."""
+    from banditads.server import new_state
+
+    def identity(**given):
+        given = {"policy": "vw", **given}
+        return new_state(settings.Settings(data_dir="/nowhere", **given)).identity
+
+    usual, other = identity(), identity(**changed)
+    assert settings.differences(usual, other) == [said]
+    before, after = said.split(" was ")[1].split(" and is now ")
+    assert settings.differences(other, usual) == [f"{said.split()[0]} was {after} and is now {before}"]
+
+
+def test_a_newer_library_and_another_floor_are_told_too():
+    was = {"libraries": {"river": "0.26"}, "challengers": ["logistic"], "floor": 0.1}
+    now = {"libraries": {"river": "0.27"}, "challengers": ["logistic"], "floor": 0.2}
+
+    assert settings.differences(was, now) == [
+        "--floor was 0.1 and is now 0.2",
+        "the version of river was 0.26 and is now 0.27",
+    ]
+
+
+@pytest.mark.parametrize(
+    "given", ["linucb,vw", "linucb, vw", "vw:bits=10,epsilon=0.1,linucb", "linucb,vw:bits=10"]
+)
+def test_challengers_with_commas_between_them_are_told_to_take_spaces(given):
+    with pytest.raises(Misconfigured, match="separated by spaces, not by commas"):
+        load(flags={"challengers": given})
+    assert load(flags={"challengers": "vw:bits=10,epsilon=0.1 linucb"}).challengers.endswith(" linucb")
+
+
 OWN = {  # what may not be any value of its kind
     "segment_bytes": "4096",
     "reward_min": "-0.5",
