@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from wsgiref.util import setup_testing_defaults
 
-from banditads import api, jobs, wire, worth
+from banditads import api, engine, jobs, wire, worth
 from banditads.api.tracking import ETAG
 from banditads.choosing import Request
 from banditads.errors import Unavailable
@@ -61,6 +61,13 @@ BODIES = {
     "/events": [{"user": "u", "kind": "view"}],
     "/evaluations": {"policies": ["uniform"]},
 }
+
+
+class Here:
+    """What stands in for a copy of this process, which takes 40 ms to make."""
+
+    def __init__(self, make):
+        self.result = make
 
 
 class Site:
@@ -159,6 +166,7 @@ def reach(site, method, path, status, monkeypatch):
 
 def test_every_status_in_the_contract_can_be_reached(make_engine, clock, tmp_path, monkeypatch):
     monkeypatch.setattr(jobs.Jobs, "_start", lambda self: None)  # asking is what is tried here
+    monkeypatch.setattr(engine, "Copy", Here)
 
     def fresh():
         folder = Path(tempfile.mkdtemp(dir=tmp_path))
@@ -169,10 +177,15 @@ def test_every_status_in_the_contract_can_be_reached(make_engine, clock, tmp_pat
     wanted, reached = [], []
     for path, operations in paths.items():
         for method, operation in operations.items():
-            for status in map(int, operation["responses"]):
+            site = None  # what is refused changes nothing, and comes first; with a full disk there is another
+            for status in sorted(
+                map(int, operation["responses"]), key=lambda each: (each == 503, each < 400)
+            ):
+                if site is None or status == 503 or path.startswith("/evaluations"):
+                    site = fresh()
                 with monkeypatch.context() as patch:
                     wanted.append((method, path, status))
-                    reached.append((method, path, reach(fresh(), method.upper(), path, status, patch)))
+                    reached.append((method, path, reach(site, method.upper(), path, status, patch)))
 
     assert reached == wanted
     assert len(wanted) > 80
