@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -58,3 +60,9 @@ def test_only_one_module_imports_hug_and_each_policy_its_own_library():
         for name, home in library.items():
             if re.search(rf"^\s*(import|from) {name}\b", text, re.M):
                 assert room(path) == home, path
+
+
+def test_a_start_does_not_import_setuptools_for_a_name_that_hug_asks_for():
+    program = "import sys, banditads.server; print(*{'setuptools', 'distutils'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

@@ -14,10 +14,12 @@ import itertools
 import logging
 import pkgutil
 import secrets
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from gzip import compress
+from types import ModuleType
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -25,8 +27,21 @@ import msgspec
 import numpy as np
 
 np.unicode_ = np.str_  # noqa: NPY201  (hug 2.6.1 still asks for the name that NumPy 2 dropped)
+# It also asks for a name each of distutils.util and distutils.version, and needs neither here. Where
+# setuptools stands in for distutils, that takes a quarter of a start to import.
+_missed: dict[str, Any] = {
+    name: ModuleType(name) for name in ("distutils", "distutils.util", "distutils.version")
+}
+_missed["distutils.util"].strtobool = _missed["distutils.version"].LooseVersion = None
+_missed["marshmallow"] = None  # the version of which it would compare
+_there = {name: sys.modules[name] for name in _missed.keys() & sys.modules.keys()}
+sys.modules.update(_missed)
 import falcon  # noqa: E402
 import hug  # noqa: E402
+
+for _name in _missed:
+    del sys.modules[_name]
+sys.modules.update(_there)
 
 from .. import errors, keys, parsing, wire, worth  # noqa: E402
 from ..cors import Cors  # noqa: E402
