@@ -32,7 +32,7 @@ def test_schemathesis_finds_no_difference_between_the_contract_and_the_server(st
             *(sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"),
             *("--config-file", HERE / "schemathesis.toml", "--no-color", "run", f"{server.url}/openapi.json"),
             *("--seed", os.environ.get("SCHEMATHESIS_SEED", "1")),
-            *("--max-examples", os.environ.get("SCHEMATHESIS_EXAMPLES", "25")),
+            *("--max-examples", os.environ.get("SCHEMATHESIS_EXAMPLES", "12")),
         ],
         cwd=HERE.parent,
         capture_output=True,

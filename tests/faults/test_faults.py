@@ -15,7 +15,7 @@ def whole(phase):
     assert tally.acknowledged
 
 
-@pytest.mark.parametrize("policy", ["vw", "logistic"])
+@pytest.mark.parametrize("policy", ["ensemble", "logistic"])
 def test_kills_under_load_and_while_starting_lose_double_and_change_nothing(policy):
     whole(lambda: phases.kills(3, policy=policy, sample=100))
 
@@ -64,9 +64,9 @@ def test_records_that_come_twice_count_once():
     whole(phases.delivered_twice)
 
 
-@pytest.mark.parametrize("policy", ["vw", "linucb"])
+@pytest.mark.parametrize("policy", ["vw", "ensemble"])
 def test_a_run_with_crashes_is_the_run_without(policy):
-    whole(lambda: phases.twins(60, policy=policy))
+    whole(lambda: phases.twins(40, policy=policy))
 
 
 @pytest.mark.parametrize(("bug", "phase"), phases.CATCHES.items())
