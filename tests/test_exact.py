@@ -91,7 +91,7 @@ class Plain:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)  # of each of eleven options
 @given(data=st.data())
 def test_vw_with_kept_examples_gives_the_bits_of_vw_with_new_ones(options, data):
     fast, other = (policies.make("vw", **{**options, "bits": 12}) for _ in range(2))

@@ -256,7 +256,7 @@ def test_the_command_writes_into_a_directory_and_writes_no_id(tmp_path):
 
 
 def test_a_directory_of_another_policy_stays_of_that_policy(tmp_path, start):
-    server = start("--policy", "linucb")
+    server = start("--policy", "vw")
     people = written(tmp_path, "u.csv", "user_id\nanna\n")
     assert (
         "in use"
@@ -264,8 +264,8 @@ def test_a_directory_of_another_policy_stays_of_that_policy(tmp_path, start):
     )
     server.end()
     banditads("import", "users", people, "--consent", "--data-dir", server.folder)
-    assert read_config(server.folder)["policy"] == "linucb"
-    assert start("--policy", "linucb").data("/users/anna")["consent"] is True
+    assert read_config(server.folder)["policy"] == "vw"
+    assert start("--policy", "vw").data("/users/anna")["consent"] is True
 
 
 def test_the_command_sends_to_a_server_with_its_key(tmp_path, start):
