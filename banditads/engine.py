@@ -518,7 +518,8 @@ class Engine:
         gain, low = gain * span, max(low, -1.0) * span  # no policy can earn less
         offset = self._record(events.Promoted(self.clock(), name, champion, by, counted, gain, low))
         why = "because it is certainly better" if by == "rule" else "as was requested"
-        known = f"by {counted:,} decisions it earns {gain:+.3g} each, certainly {low:+.3g} at least"
+        more, least = (round(each, 6) + 0.0 for each in (gain, low))
+        known = f"decisions counted: {counted:,}; it earns {more:+g} each, certainly {least:+g} at least"
         log.warning("%s decides instead of %s, %s; %s", name, champion, why, known if counted else "untried")
         return offset
 
