@@ -400,6 +400,7 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ['--challengers was vw and is now empty', '--reward-wait was 600 and is now 60']
     """
     usual = {flag(row.name): _text(row.default) for row in rows()}
+    usual["--silence"] = "wait"  # of those that do not say
     old, new = _by_flag(was), _by_flag(now)
     found = []
     for name in sorted(old.keys() | new.keys()):
