@@ -62,7 +62,12 @@ def _clean_flat(raw: Mapping[str, Any]) -> Features:
     Whatever is not plainly right is left to `_clean`, which says what is wrong.
     """
     found: Features = {}
-    for name, value in raw.items():
+    try:
+        names = sorted(raw)  # half the time of sorting what is found
+    except TypeError:
+        return {}
+    for name in names:
+        value = raw[name]
         kind = type(value)
         if not (type(name) is str and 0 < len(name) <= MAX_NAME and name.isprintable()):
             return {}
@@ -75,7 +80,7 @@ def _clean_flat(raw: Mapping[str, Any]) -> Features:
             found[name] = float(value) + 0.0  # -0.0 becomes 0.0
         else:
             return {}
-    return dict(sorted(found.items())) if len(found) <= MAX_FEATURES else {}
+    return found if len(found) <= MAX_FEATURES else {}
 
 
 def _is_plain(value: str) -> bool:
@@ -110,12 +115,12 @@ def tokens(features: Features) -> list[tuple[str, float]]:
     """(name, value) pairs for a linear model: categories as indicators, numbers as they are, shape (n,)."""
     found = []
     for name, value in features.items():
-        escaped = _escape(name) if "=" in name or "%" in name else name
+        escaped = escape(name) if "=" in name or "%" in name else name
         found.append((f"{escaped}={value}", 1.0) if isinstance(value, str) else (escaped, value))
     return found
 
 
-def _escape(name: str) -> str:
+def escape(name: str) -> str:
     """No name may look like another name's category."""
     return name.replace("%", "%25").replace("=", "%3D")
 

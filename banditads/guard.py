@@ -143,12 +143,13 @@ class Guard:
             raise Invalid(f"path and query may have at most {MAX_TARGET} characters", "path")
         if not path.startswith("/"):
             raise Invalid("the path must begin with /", "path")
-        if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
+        if "HTTP_CONTENT_ENCODING" in environ and environ["HTTP_CONTENT_ENCODING"].lower() != "identity":
             raise Unsupported("send the body as it is, not compressed", "Content-Encoding")
         length = environ.get("CONTENT_LENGTH") or "0"
         if not (length.isascii() and length.isdigit() and len(length) < 20):
             raise Invalid("not a number of bytes", "Content-Length")
-        if environ.get("HTTP_TRANSFER_ENCODING", "chunked").strip().lower() != "chunked":
+        coding = environ.get("HTTP_TRANSFER_ENCODING")
+        if coding is not None and coding.strip().lower() != "chunked":
             raise Unsupported("only chunked is understood", "Transfer-Encoding")
         if int(length) > self.limit:
             raise TooLarge(f"the body may have at most {self.limit} bytes", "body")

@@ -63,9 +63,9 @@ class History:
 
         `wait` is how long after a choice a reward may come, `now` the newest time seen.
         """
-        if isinstance(event, AdsPut | AdRemoved):
-            self.since_catalog = 0
         if not isinstance(event, Chosen):
+            if isinstance(event, AdsPut | AdRemoved):
+                self.since_catalog = 0
             return
         self.since_catalog += 1
         number = offset // WIDTH

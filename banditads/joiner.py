@@ -152,7 +152,8 @@ class Joiner:
                 opened = Open(offset, self.now + self.wait, packed, ads, _size(packed, ads))
                 self._open(event_id, event.ad_id, opened)
                 self._request(event.request_id, event_id)
-                yield from self._give_up()
+                if len(self.open) > self.max_open or self.open_bytes > self.max_open_bytes:
+                    yield from self._give_up()
             case Impressed(event_id=event_id) if waiting := self.open.get(event_id):
                 waiting.seen = True
             case Unfilled(event_id=event_id) if not self.knows(event_id):

@@ -14,6 +14,9 @@ import hashlib
 from collections.abc import Sequence
 from itertools import accumulate
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 def uniform(event_id: str, salt: str = "") -> float:
     """A number in [0, 1), a multiple of 2**-53, that depends on the event id and the loop's salt alone."""
@@ -21,9 +24,14 @@ def uniform(event_id: str, salt: str = "") -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53  # 53 bits: dividing by 2**64 could round up to 1
 
 
-def pick(pmf: Sequence[float], u: float) -> int:
+def pick(pmf: Sequence[float] | NDArray[np.float64], u: float) -> int:
     """The index whose slice of [0, 1) holds `u`; slices of width zero are never hit."""
-    for index, edge in enumerate(accumulate(pmf)):
-        if u < edge:
+    if isinstance(pmf, np.ndarray):
+        index = int(pmf.cumsum().searchsorted(u, "right"))  # the same sums, in the same order
+        if index < len(pmf):
             return index
+    else:
+        for index, edge in enumerate(accumulate(pmf)):
+            if u < edge:
+                return index
     return max(index for index, p in enumerate(pmf) if p > 0)  # rounding left u above the last edge

@@ -188,12 +188,17 @@ class State:
         if offset > self.applied:
             raise Gap(f"wanted event {self.applied}, got {offset}")
         self.applied = offset + 1
-        ads = self.catalog.resolve(event) if isinstance(event, Chosen) else ()
-        if self.challengers.policies:
-            self._challenge(event, ads)
-        late = isinstance(event, Rewarded) and not self.joiner.in_time(event.event_id, event.at)
-        if isinstance(event, Rewarded) and self.users.profiles and (heard := self.joiner.hear(event)):
-            self.users.apply(heard)
+        ads: tuple[Ad, ...] = ()
+        late = False
+        if isinstance(event, Chosen):
+            ads = self.catalog.resolve(event)
+            if self.challengers.policies and not self.joiner.knows(event.event_id):
+                # Before anything is learned: they know what the champion knew.
+                self.challengers.see(event, advised(event.advice, ads))
+        elif isinstance(event, Rewarded):
+            late = not self.joiner.in_time(event.event_id, event.at)
+            if self.users.profiles and (heard := self.joiner.hear(event)):
+                self.users.apply(heard)
         for settled in self.joiner.settle(offset, event, ads):
             self._learn(settled)
             self.stats.apply(settled)
@@ -202,23 +207,31 @@ class State:
         self.calibration.pass_time(self.joiner.now)
         if self.challengers.policies:
             self._contest(event)
+        if isinstance(event, Chosen):  # the rest of what most events are costs 2 us, and is not for it
+            if event.user_id:
+                self.users.apply(event)
+            self.columns.apply(event, ads)
+        else:
+            self._change(event)
+        self.history.apply(event, offset, self.joiner.now, self.joiner.wait)
+        self.stats.apply(event, late=late)
+        if self.silence == "immediate" and isinstance(event, Chosen) and self.joiner.waits(offset, event):
+            self._teach(event, ads, self.joiner.default)
+
+    def _change(self, event: Event) -> None:
+        """What is no choice and changes what is known of ads, users or the model."""
         if isinstance(event, SetAside):
             if event.event_id not in self.skip and self.joiner.knows(event.event_id):
                 raise Spoilt(event.event_id, "the journal says that it was set aside")
             self.skip.discard(event.event_id)
             if event.event_id in self.joiner.open:  # it spoilt the model before its reward could
                 self.joiner.forget([event.event_id])
-        if not ads and (rows := self.catalog.apply(event)):
+        if rows := self.catalog.apply(event):
             assert isinstance(event, AdsPut | AdRemoved)
             self.recommender.apply(event, rows)
         self.users.apply(event)
         if isinstance(event, UserActed | UserErased | UserPut):
             self._recommend_for(event)
-        self.columns.apply(event, ads)
-        self.history.apply(event, offset, self.joiner.now, self.joiner.wait)
-        self.stats.apply(event, late=late)
-        if self.silence == "immediate" and isinstance(event, Chosen) and self.joiner.waits(offset, event):
-            self._teach(event, ads, self.joiner.default)
 
     def _learn(self, settled: Settled) -> None:
         """Learn from what a choice earned."""
@@ -270,11 +283,6 @@ class State:
             raise Spoilt(choice.event_id, "the model is not finite any more")
         if self.challengers.policies:
             self.challengers.learn(choice, ads, reward, before)
-
-    def _challenge(self, event: Event, ads: tuple[Ad, ...]) -> None:
-        """Let challengers see a choice before anything is learned: they know what the champion knew."""
-        if isinstance(event, Chosen) and not self.joiner.knows(event.event_id):
-            self.challengers.see(event, advised(event.advice, ads))
 
     def _contest(self, event: Event) -> None:
         """Count what challengers would have earned; exchange the champion, if the new one is here."""

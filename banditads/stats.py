@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import struct
-
 import msgspec
 
-from .events import Chosen, Event, Impressed, Rewarded, Saved, SetAside, Settled, Unfilled
+from .events import Chosen, Event, Impressed, Rewarded, Saved, SetAside, Settled, Unfilled, most_probable
 
 MAX_ADS = 100_000  # names counted; the rest are counted together
 REST = "(other)"
@@ -34,9 +32,7 @@ class Recent(msgspec.Struct, array_like=True):
         """One more choice; one without an alternative says nothing."""
         if len(choice.ads) == 1:
             return
-        pmf = struct.unpack(f"<{len(choice.ads)}d", choice.pmf)  # for 10 ads a third of numpy's time
-        most = max(pmf)
-        best = pmf.index(most)
+        best, most = most_probable(choice.pmf)
         self.left_over += (1 - most - self.left_over) / RECENT
         if choice.ads[best] == self.top:
             self.top_share += (1 - self.top_share) / RECENT
@@ -77,8 +73,8 @@ class Stats:
         """Counts an event, or what it settled; `late` is a reward that settled nothing."""
         match event:
             case Chosen():
-                for counts in self._both(event.ad_id):
-                    counts.choices += 1
+                self.total.choices += 1
+                self._of(event.ad_id).choices += 1
                 self.recent.see(event)
             case Settled(choice=choice, silent=True):
                 for counts in self._both(choice.ad_id):
@@ -108,9 +104,13 @@ class Stats:
             signals.amount += amount
 
     def _both(self, ad_id: str) -> tuple[Counts, Counts]:
-        if ad_id not in self.ads and len(self.ads) >= MAX_ADS:
-            ad_id = REST
-        return self.total, self.ads.setdefault(ad_id, Counts())
+        return self.total, self._of(ad_id)
+
+    def _of(self, ad_id: str) -> Counts:
+        counts = self.ads.get(ad_id)
+        if counts is None:
+            counts = self.ads.setdefault(ad_id if len(self.ads) < MAX_ADS else REST, Counts())
+        return counts
 
     def dump(self) -> Saved:
         """Every count."""

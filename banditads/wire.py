@@ -93,7 +93,9 @@ class Reply(msgspec.Struct):
 
 def bearer(request: Incoming) -> str:
     """The token of `Authorization: Bearer ...`; empty where there is none."""
-    scheme, _, token = request.env.get("HTTP_AUTHORIZATION", "").partition(" ")
+    if "HTTP_AUTHORIZATION" not in request.env:
+        return ""
+    scheme, _, token = request.env["HTTP_AUTHORIZATION"].partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 
 

@@ -50,6 +50,7 @@ from ..signing import Pseudonyms  # noqa: E402
 
 log = logging.getLogger(__name__)
 _serial = itertools.count()
+BODILESS = (wire.LINES[204], wire.LINES[304])
 WORTH = 1024  # bytes of a reply from which on it is compressed, where it is at all
 
 
@@ -181,7 +182,7 @@ class Routes:
             if route.body is None:
                 wire.no_body(request)
             query = wire.query(request)
-            if "*" not in route.query and (unknown := query.keys() - route.query.keys()):
+            if query and "*" not in route.query and (unknown := query.keys() - route.query.keys()):
                 raise errors.Invalid("this route has no such parameter", min(unknown)[:128])
             media, body = parsing.JSON, None
             if route.body is not None:
@@ -192,7 +193,7 @@ class Routes:
                     )
                 raw = wire.body(request, route.limit)
                 body = raw if route.body is bytes else parsing.decode(raw, route.body, media)
-            answer = handler(Call(_id(id), query, body, media, token, request))
+            answer = handler(Call(_id(id) if id else "", query, body, media, token, request))
         except Exception as error:  # the edge: everything becomes a reply
             answer = wire.refusal(error)
             if answer.status >= 500:
@@ -205,8 +206,8 @@ class Routes:
             headers["content-type"] = answer.content_type
         elif data is not None:
             data, headers["content-type"] = wire.encode(data, wire.wants_msgpack(request))
-        for name, value in answer.headers.items():
-            headers[name.lower()] = value
+        if answer.headers:
+            headers |= {name.lower(): value for name, value in answer.headers.items()}
         if route.compress:
             headers["vary"] = "Accept-Encoding"
             if len(data) > WORTH and wire.wants_gzip(request):
@@ -314,7 +315,6 @@ def build(
     application = api.http.server()
     api.http.versions = versions  # its help needs them
     application.set_error_serializer(partial(_serialise, routes))
-    application._request_type, application._response_type = _Request, _Response  # hug does not ask for them
     guard = Guard(_Edge(application, routes), routes.door, max(route.limit for route in routes.all))
     return Cors(guard, origins) if origins else guard
 
@@ -324,7 +324,10 @@ def _anybody() -> Pseudonyms:
 
 
 class _Edge:
-    """Lets an id hold a slash.
+    """Asks hug's route what falcon would ask it, and lets an id hold a slash.
+
+    Falcon's own way from a request to its route and back passes by what is not used here, such as middleware:
+    3 us. Its router, its errors and its replies without a body are as they were.
 
     The server has unquoted the path already, so what follows a route's prefix is quoted again before routing,
     but for what a route has after the id; no id may end so.
@@ -345,7 +348,24 @@ class _Edge:
             rest = path[len(prefix) : len(path) - len(suffix)]
             rest = rest.encode("latin-1", "surrogateescape")  # WSGI strings carry bytes
             environ["PATH_INFO"] = prefix + quote(rest, safe="") + suffix
-        return self.application(environ, start_response)
+        falcon, variables = self.application, {}
+        request, response = _Request(environ, falcon.req_options), _Response(falcon.resp_options)
+        try:
+            responder, variables, _, request.uri_template = falcon._get_responder(request)
+            responder(request, response, **variables)
+        except Exception as error:
+            if not falcon._handle_exception(request, response, error, variables):
+                raise
+        status, headers, data = response.status, response._headers, response._data
+        if request.method == "HEAD" or status in BODILESS:
+            body = []
+        else:
+            body = [] if data is None else [data]
+            headers["content-length"] = str(len(data or b""))
+        if status not in BODILESS:
+            headers.setdefault("content-type", parsing.JSON)
+        start_response(status, [*headers.items()])
+        return body
 
 
 def _error(request, response, status: int, *said: str, **headers: str) -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from .. import wire
 from ..choosing import Request
 from ..errors import Invalid
-from ..events import Ad, Unfilled
+from ..events import FEW, Ad, Unfilled
 from ..features import clean
 from ..parsing import Id, ListedAd, MaybeId, Named, check_ad, check_id, check_user_id
+from ..policies import Floats
 from .tracking import landing, trusted
 
 MAX_INLINE = 1000  # inline candidates of one request
+ODD = 8  # probabilities that differ from all others, at most, where those are written once
 RESERVED = {
     "user_id": "Who is asking: what is known of them counts; the id itself is not kept.",
     "placement": "Where the ad will stand: filters ads, and is a feature.",
@@ -121,24 +125,68 @@ class DecisionReply(msgspec.Struct):
     signals: list[Signal]
 
 
+class Shares:
+    """`Chosen.propensities` for a reply in JSON.
+
+    Where all of many ads but a few have the same probability, as with epsilon-greedy, it is written down
+    once, and the names are kept of a slate that comes again: of 1,000 ads this takes a fifth of the time.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[Sequence[str], list[bytes]] = (), []  # ids, and their names once they came twice
+
+    def __call__(self, ids: Sequence[str], pmf: bytes) -> dict[str, float] | msgspec.Raw:
+        """Ad id -> probability, or that as it will stand there."""
+        if len(ids) > FEW:
+            values = np.frombuffer(pmf, "<f8")
+            usual = values.min()
+            others = (values != usual).nonzero()[0].tolist()
+            if len(others) <= ODD and (names := self._names(ids)):
+                return msgspec.Raw(_spread(names, values, float(usual), others))
+        return dict(zip(ids, struct.unpack(f"<{len(ids)}d", pmf), strict=True))
+
+    def _names(self, ids: Sequence[str]) -> list[bytes]:
+        last, names = self._last
+        if ids is not last:  # perhaps somebody's own, who excludes ads
+            self._last = ids, []
+            return []
+        if not names:
+            names = [msgspec.json.encode(each) + b":" for each in ids]
+            self._last = ids, names
+        return names
+
+
+def _spread(names: list[bytes], values: Floats, usual: float, others: list[int]) -> bytes:
+    said, parts, begin = msgspec.json.encode(usual), list[bytes](), 0
+    for place in [*others, len(names)]:
+        if begin < place:
+            parts.append((said + b",").join(names[begin:place]) + said)
+        if place < len(names):
+            parts.append(names[place] + msgspec.json.encode(float(values[place])))
+        begin = place + 1
+    return b"{" + b",".join(parts) + b"}"
+
+
 def mount(routes, engine) -> None:  # noqa: D103
+    shares = Shares()
     any_query = {**RESERVED, "*": "Every other parameter is a feature of the context."}
     nothing = {204: "Nothing is eligible; X-Event-Id names the record of why."}
 
-    def choose(body: ChooseBody) -> wire.Reply:
+    def choose(body: ChooseBody, call) -> wire.Reply:
         request = request_of(body, routes.pseudonym)
         event, offset = engine.choose(request, body.event_id)
         if isinstance(event, Unfilled):
             return wire.Reply(status=204, headers={"X-Event-Id": event.event_id})
         ad = engine.shown(event)
-        quoted = quote(event.event_id, safe="")
-        linked = trusted(routes, engine, event.event_id)
+        event_id = event.event_id
+        quoted = event_id if event_id.isalnum() else quote(event_id, safe="")
+        linked = trusted(routes, engine, event_id)
         return wire.Reply(
             ChooseReply(
                 event.event_id,
                 ShownAd(ad.id, landing(ad.landing_url, event.event_id), ad.creative, ad.features),
                 event.probability,
-                event.propensities,
+                event.propensities if wire.wants_msgpack(call.request) else shares(event.ads, event.pmf),
                 event.policy,
                 engine.state.in_rewards(event.promised),
                 offset,
@@ -154,12 +202,12 @@ def mount(routes, engine) -> None:  # noqa: D103
     @routes.add("GET", "/choose", scope="choose", query=any_query, reply=ChooseReply, statuses=nothing)
     def get_choose(call):
         """Pick an ad for this visitor. Query values are text; send numbers with POST."""
-        return choose(from_query(call.query))
+        return choose(from_query(call.query), call)
 
     @routes.add("POST", "/choose", scope="choose", body=ChooseBody, reply=ChooseReply, statuses=nothing)
     def post_choose(call):
         """Pick an ad for this visitor, among the catalog's or among those in the body."""
-        return choose(call.body)
+        return choose(call.body, call)
 
     @routes.add("GET", "/predict", scope="choose", query=any_query, reply=PredictReply)
     def get_predict(call):

@@ -72,7 +72,7 @@ def trusted(routes, engine, event_id: str) -> bool:
 
 def landing(url: str, event_id: str) -> str:
     """The landing URL of an ad, which may want to know the event it was shown in."""
-    return url.replace("{event_id}", quote(event_id, safe=""))
+    return url.replace("{event_id}", quote(event_id, safe="")) if "{" in url else url
 
 
 def early(request) -> bool:

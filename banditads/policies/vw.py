@@ -25,8 +25,8 @@ import pylibvw
 from vowpalwabbit import Workspace
 
 from ..errors import Misconfigured
-from ..events import Ad, Features, Saved, apart
-from ..features import tokens
+from ..events import FEW, Ad, Features, Saved, apart
+from ..features import escape, tokens
 from ..scaling import Scale
 from . import Floats, check_ranges
 
@@ -62,8 +62,10 @@ CROSSES = ("UA", "UU", "AA", "UUA", "UAA", "UUU", "AAA")
 ALWAYS = "--cb_explore_adf --hash all --cb_min_cost -1 --cb_max_cost 0"
 EACH_TIME = "--quiet --preserve_performance_counters"  # not kept in a model file
 PLACES = 2**16  # scales that are kept; numbers whose names meet in one place share theirs
+VISITOR = ord("U")  # namespace of the visitor's features
 ADVICE = ord("R")  # namespace of what a recommender says of an ad; crossed with nothing
 STEADY = 100.0  # sum of squared gradients that its weight begins with, if it is trusted: no click shakes it
+NOTHING: tuple[Features, Sequence[Ad], list[Any]] = ({}, (), [])
 SILENCE = nullcontext()  # where nothing is said of ads: 2 us less than saying it
 CB_LABEL = pylibvw.vw.lContextualBandit
 
@@ -175,7 +177,9 @@ class Policy:
         # An estimate that is not finite makes all of them so, by the constant they share, and VW explores on.
         if not isfinite(kept[0].get_partial_prediction()):
             total = nan
-        return np.array([score / total for score in scores])
+        if len(scores) <= FEW:
+            return np.array([score / total for score in scores])
+        return np.fromiter(scores, float, len(scores)) / total
 
     def expected(self, context: Features, ads: Sequence[Ad], pick: int) -> float | None:
         """VW's estimate, within the range of rewards."""
@@ -193,7 +197,7 @@ class Policy:
         self, context: Features, ads: Sequence[Ad], pick: int, reward: float, propensity: float
     ) -> None:
         """One step of VW towards the cost of the ad that was picked."""
-        self._asked = {}, (), []
+        self._asked = NOTHING
         for name, value in context.items():
             if not isinstance(value, str):
                 place = _place(name)
@@ -237,17 +241,20 @@ class Policy:
 
     def _predicted(self, context: Features, ads: Sequence[Ad]) -> list[Any]:
         """The examples of the ads, with VW's estimates in them."""
-        self._asked = {}, (), []  # should it fail
+        self._asked = NOTHING  # should it fail
         plain, said = apart(ads)
         shared, kept = self._shared(context), self._all_kept(plain)
-        with self._told(kept, said) if said else SILENCE:
+        if said:
+            with self._told(kept, said):
+                self._vw.predict_multi([shared, *kept])
+        else:  # a context in which nothing is done takes 1 us
             self._vw.predict_multi([shared, *kept])
         self._asked = context, ads, kept
         return kept
 
     def _start(self, workspace: Any) -> None:
         self._examples: OrderedDict[str, tuple[Ad, Any]] = OrderedDict()  # by id; least recently used first
-        self._asked = {}, (), []
+        self._asked = NOTHING
         self._slate: tuple[Sequence[Ad], list[Any]] = (), []  # the last long one, and its examples
         self._empty: list[Any] = []  # examples without a feature
         self._vw = workspace
@@ -260,8 +267,10 @@ class Policy:
         """The one example of the visitor, made anew: half the time of another one."""
         visitor = self._visitor
         self._vw.unsetup_example(visitor)
-        visitor.erase_namespace(ord("U"))
-        return self._filled(visitor, "U", self._scaled(context))
+        visitor.erase_namespace(VISITOR)
+        visitor.push_feature_list(self._vw, VISITOR, self._hashes["U"], self._scaled(context))
+        self._vw.setup_example(visitor)
+        return visitor
 
     def _ad(self, ad: Ad, label: str = "") -> Any:
         # No feature can be called "=...": names are not empty, and `tokens` escapes what they contain.
@@ -271,14 +280,16 @@ class Policy:
 
     def _scaled(self, context: Features) -> list[tuple[str, float]]:
         """Tokens; a number becomes two: that it is there, and how far it is from its mean."""
-        scaled = tokens(context)
-        for at, (name, value) in enumerate(context.items()):
-            if not isinstance(value, str):
-                token = scaled[at][0]
-                scaled[at] = token, 1.0
+        there, scaled = [], []
+        for name, value in context.items():
+            token = escape(name) if "=" in name or "%" in name else name
+            if isinstance(value, str):
+                there.append((f"{token}={value}", 1.0))
+            else:
+                there.append((token, 1.0))
                 if scale := self.scales.get(_place(name)):
                     scaled.append((token + "=", scale.of(value)))  # no category is called so: none is empty
-        return scaled
+        return there + scaled
 
     def _all_kept(self, ads: Sequence[Ad]) -> list[Any]:
         """The example of each ad; at once for a tuple that was asked for last time."""
