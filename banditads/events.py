@@ -24,9 +24,7 @@ from numpy.typing import NDArray
 
 Features: TypeAlias = dict[str, str | float]
 Saved: TypeAlias = Any  # whatever msgpack can write: None, bool, int, float, str, bytes, list, dict
-FEW = (
-    50  # numbers; for 10 Python's own arithmetic takes a quarter of numpy's time, for 1,000 ten times as long
-)
+FEW = 50  # numbers; for 10 Python's arithmetic takes a quarter of numpy's time, for 1,000 ten times as long
 ADVICE = "recommended"  # name of the feature that `Chosen.advice` is
 
 
@@ -299,7 +297,8 @@ def most_probable(pmf: bytes) -> tuple[int, float]:
     """The place of the ad that is most probable, the first of several, and how probable it is."""
     if len(pmf) > 8 * FEW:
         found = np.frombuffer(pmf, "<f8")
-        return int(found.argmax()), float(found.max())
+        best = int(found.argmax())
+        return best, float(found[best])
     listed = struct.unpack(f"<{len(pmf) // 8}d", pmf)
     most = max(listed)
     return listed.index(most), most
@@ -309,9 +308,23 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 
 
+_slate: list[tuple[tuple[str, ...], msgspec.Raw]] = [((), msgspec.Raw())]  # the last long one, and encoded
+
+
 def encode(event: Event) -> bytes:
     """An event as msgpack."""
+    if isinstance(event, Chosen) and len(event.ads) > FEW:
+        return _encoder.encode(msgspec.structs.replace(event, ads=_encoded(event.ads)))
     return _encoder.encode(event)
+
+
+def _encoded(ids: tuple[str, ...]) -> msgspec.Raw:
+    """Ids of ads as msgpack; at once for the tuple that came last: 1,000 would take 24 us."""
+    last, encoded = _slate[0]
+    if ids is not last:
+        encoded = msgspec.Raw(_encoder.encode(ids))
+        _slate[0] = ids, encoded
+    return encoded
 
 
 def decode(raw: bytes) -> Event:

@@ -6,21 +6,28 @@ nothing is kept.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
+from itertools import accumulate
 from math import asinh, exp
 from random import Random
 from typing import Any
 
+import msgspec
 import numpy as np
 import pylibvw
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from banditads import features, policies
-from banditads.events import Ad, Advised, apart
+from banditads import events, features, policies
+from banditads.api import serving
+from banditads.choosing import Request, choose, spread
+from banditads.events import FEW, Ad, AdsPut, Advised, apart
 from banditads.features import clean, tokens
 from banditads.policies import vw
+from banditads.sampling import uniform
+from banditads.state import State
 
 CB = pylibvw.vw.lContextualBandit
 WORDS = st.text("abc=%:| \n", max_size=4) | st.text(max_size=3)
@@ -149,3 +156,48 @@ def test_no_number_that_an_ad_may_have_leaves_a_policy_without_probabilities():
             ads, context = catalog[: dice.choice([1, 4, 6])], some()
             assert abs(policy.pmf(context, ads).sum() - 1) < 1e-9
             policy.learn(context, ads, dice.randrange(len(ads)), dice.choice([0.0, 0.5, 1.0]), 0.3)
+
+
+NAMES = st.lists(st.text(min_size=1, max_size=6), min_size=1, max_size=2 * FEW, unique=True).map(sorted)
+CHANCES = st.sampled_from([0.0, 1e-300, 1 / 3, 0.1, 0.7, 5e-324])
+WEIGHTS = st.tuples(CHANCES, st.dictionaries(st.integers(0, 2 * FEW), CHANCES, max_size=12))
+
+
+def drawn(weights, n: int) -> list[float]:
+    usual, others = weights
+    return [others.get(place, usual) for place in range(n)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(names=NAMES, weights=st.lists(WEIGHTS, min_size=1, max_size=3))
+def test_probabilities_in_a_reply_read_as_if_each_were_written_down(names, weights):
+    shares = serving.Shares()
+    for ids in (tuple(names), tuple(names[::2])):
+        for each in weights * 2:  # the second time names are kept
+            pmf = drawn(each, len(ids))
+            plain = dict(zip(ids, pmf, strict=True))
+            found = shares(ids, struct.pack(f"<{len(ids)}d", *pmf))
+            assert msgspec.json.encode([found]) == msgspec.json.encode([plain])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from([1, 2, FEW, FEW + 1, 2 * FEW]), WEIGHTS, st.floats(0, 1), st.text(max_size=3))
+def test_many_ads_are_chosen_among_as_few_are(n, weights, floor, event_id):
+    listed = drawn(weights, n)
+    # From Python 3.12 on `sum` is more exact; so it was for few.
+    total = sum(listed) if n <= FEW else [*accumulate(listed)][-1]
+    assume(total > 1e-200)
+    state = State("uniform")
+    state.apply(0, AdsPut(0.0, tuple(Ad(f"ad-{place:03d}") for place in range(n))))
+    state.policy.pmf = lambda context, ads: np.array(listed)
+    asked = {"at": 1.0, "event_id": event_id, "request": Request(), "floor": floor}
+    scale, least = (1 - floor) / total, floor / n
+    plain = [p * scale + least for p in listed]
+    assert [p.hex() for p in spread(state, **asked).pmf] == [p.hex() for p in plain]
+    chosen = choose(state, **asked)
+    assert chosen.pmf == struct.pack(f"<{n}d", *plain)
+    u = uniform(event_id)
+    assert chosen.pick == next(at for at, edge in enumerate(accumulate(plain)) if u < edge)
+    assert events.most_probable(chosen.pmf) == (plain.index(max(plain)), max(plain))
+    for _ in range(2):  # the ids are kept
+        assert events.encode(chosen) == msgspec.msgpack.encode(chosen)

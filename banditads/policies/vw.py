@@ -11,6 +11,7 @@ Bietti, Agarwal, Langford 2018 (arXiv:1802.04064: epsilon-greedy with mtr, ips a
 
 from __future__ import annotations
 
+import struct
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -179,7 +180,7 @@ class Policy:
             total = nan
         if len(scores) <= FEW:
             return np.array([score / total for score in scores])
-        return np.fromiter(scores, float, len(scores)) / total
+        return np.frombuffer(struct.pack(f"={len(scores)}d", *scores)) / total  # half of numpy's time
 
     def expected(self, context: Features, ads: Sequence[Ad], pick: int) -> float | None:
         """VW's estimate, within the range of rewards."""
