@@ -338,20 +338,28 @@ class _Edge:
         around = {tuple(route.path.split("{id}")) for route in routes.all if "{id}" in route.path}
         self.prefixes = tuple({prefix for prefix, _ in around})
         self.suffixes = {prefix: suffix for prefix, suffix in around if suffix}  # at most one each
+        # What falcon's router finds for whole paths, asked once: 2 us less.
+        self.found = {
+            (route.method, route.path): application._router_search(route.path)[1][route.method]
+            for route in routes.all
+            if "{id}" not in route.path
+        }
 
     def __call__(self, environ, start_response):
         path = environ["PATH_INFO"]
-        if path.startswith(self.prefixes):
+        responder, variables = self.found.get((environ["REQUEST_METHOD"], path)), {}
+        if not responder and path.startswith(self.prefixes):
             prefix = next(each for each in self.prefixes if path.startswith(each))
             suffix = self.suffixes.get(prefix, "")
             suffix = suffix if path.endswith(suffix) and len(path) > len(prefix + suffix) else ""
             rest = path[len(prefix) : len(path) - len(suffix)]
             rest = rest.encode("latin-1", "surrogateescape")  # WSGI strings carry bytes
             environ["PATH_INFO"] = prefix + quote(rest, safe="") + suffix
-        falcon, variables = self.application, {}
+        falcon = self.application
         request, response = _Request(environ, falcon.req_options), _Response(falcon.resp_options)
         try:
-            responder, variables, _, request.uri_template = falcon._get_responder(request)
+            if not responder:
+                responder, variables, _, request.uri_template = falcon._get_responder(request)
             responder(request, response, **variables)
         except Exception as error:
             if not falcon._handle_exception(request, response, error, variables):
