@@ -57,6 +57,8 @@ class History:
         self.over: deque[Stretch] = deque(maxlen=KEPT)
         self.streams: dict[str, int] = {}
         self.since_catalog = 0
+        # By name and word, or None for a number: a third of the time of making `feature=word` to ask for it.
+        self._found: dict[str, dict[str | None, int]] = {}
 
     def apply(self, event: Event, offset: int, now: float, wait: float) -> None:
         """Look at a choice, or at a change of the catalog.
@@ -77,18 +79,28 @@ class History:
         if crc32(event.event_id.encode()) % EVERY:
             return
         stretch.looked_at += 1
+        found, sums, counts = self._found, stretch.sums, stretch.counts
         for name, value in event.context.items():
-            if PART in name or value == MISSING:
-                continue
-            word = isinstance(value, str)
-            stream = self.streams.get(f"{name}={value}" if word else name)
+            word = value if isinstance(value, str) else None
+            stream = found[name].get(word) if name in found else None
             if stream is None:
-                if len(self.streams) >= MAX_STREAMS:
+                if len(self.streams) >= MAX_STREAMS or PART in name or value == MISSING:
                     continue
-                stream = self.streams.setdefault(f"{name}={value}" if word else name, len(self.streams))
-            stretch.sums[stream] = stretch.sums.get(stream, 0.0) + (1.0 if word else float(value))
-            if not word:
-                stretch.counts[stream] = stretch.counts.get(stream, 0) + 1
+                stream = self._new(name if word is None else f"{name}={word}")
+            if isinstance(value, str):
+                sums[stream] = sums.get(stream, 0.0) + 1.0
+            else:
+                sums[stream] = sums.get(stream, 0.0) + value
+                counts[stream] = counts.get(stream, 0) + 1
+
+    def _new(self, stream: str) -> int:
+        """The number of a stream that was never met; every feature, and word, that it may be finds it."""
+        number = self.streams[stream] = len(self.streams)
+        for at, letter in enumerate(stream + "="):
+            name, word = stream[:at], stream[at + 1 :] if at < len(stream) else None
+            if letter == "=" and PART not in name and word != MISSING:
+                self._found.setdefault(name, {})[word] = number
+        return number
 
     def settle(self, settled: Settled, reward: float) -> None:
         """Take down what a choice earned; `reward` is that in [0, 1]."""
@@ -145,7 +157,9 @@ class History:
         opened, over, streams, self.since_catalog = saved
         self.open = {each.number: each for each in _stretches(opened)}
         self.over = deque(_stretches(over), maxlen=KEPT)
-        self.streams = {name: number for number, name in enumerate(streams)}
+        self.streams, self._found = {}, {}
+        for name in streams:
+            self._new(name)
 
 
 def _stretches(saved: Any) -> list[Stretch]:

@@ -12,6 +12,7 @@ from itertools import accumulate
 from math import asinh, exp
 from random import Random
 from typing import Any
+from zlib import crc32
 
 import msgspec
 import numpy as np
@@ -23,8 +24,9 @@ from hypothesis import strategies as st
 from banditads import events, features, policies
 from banditads.api import serving
 from banditads.choosing import Request, choose, spread
-from banditads.events import FEW, Ad, AdsPut, Advised, apart
-from banditads.features import clean, tokens
+from banditads.events import FEW, Ad, AdsPut, Advised, Chosen, apart
+from banditads.features import MISSING, PART, clean, tokens
+from banditads.history import EVERY, MAX_STREAMS, History
 from banditads.policies import vw
 from banditads.sampling import uniform
 from banditads.state import State
@@ -201,3 +203,30 @@ def test_many_ads_are_chosen_among_as_few_are(n, weights, floor, event_id):
     assert events.most_probable(chosen.pmf) == (plain.index(max(plain)), max(plain))
     for _ in range(2):  # the ids are kept
         assert events.encode(chosen) == msgspec.msgpack.encode(chosen)
+
+
+ODD_NAMES = st.text("ab=~", min_size=1, max_size=4)
+ODD_CONTEXTS = st.dictionaries(ODD_NAMES, st.text("ab=~?", min_size=1, max_size=3) | NUMBERS, max_size=6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(ODD_CONTEXTS, max_size=40))
+def test_streams_are_found_as_if_each_were_called_by_its_name(contexts):
+    made, streams, sums, counts = History(), {}, {}, {}
+    ids = [name for number in range(1000) if not crc32((name := str(number)).encode()) % EVERY]
+    for offset, (context, event_id) in enumerate(zip(contexts, ids, strict=False)):
+        made.apply(Chosen(0.0, event_id, ("x",), b"", 0, context), offset, 0.0, 1.0)
+        if offset == len(contexts) // 2:
+            made.load(msgspec.msgpack.decode(msgspec.msgpack.encode(made.dump())))
+        for name, value in context.items():
+            called = f"{name}={value}" if isinstance(value, str) else name
+            if PART in name or value == MISSING:
+                continue
+            if called in streams or len(streams) < MAX_STREAMS:
+                stream = streams.setdefault(called, len(streams))
+                sums[stream] = sums.get(stream, 0.0) + (1.0 if isinstance(value, str) else value)
+                if not isinstance(value, str):
+                    counts[stream] = counts.get(stream, 0) + 1
+    assert made.streams == streams
+    if contexts:
+        assert (made.open[0].sums, made.open[0].counts) == (sums, counts)
