@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 
 Features: TypeAlias = dict[str, str | float]
 Saved: TypeAlias = Any  # whatever msgpack can write: None, bool, int, float, str, bytes, list, dict
-FEW = 50  # numbers; for 10 Python's arithmetic takes a quarter of numpy's time, for 1,000 ten times as long
+FEW = (
+    200  # numbers; of fewer, Python makes what is wanted sooner than numpy, which has left the caches by then
+)
 ADVICE = "recommended"  # name of the feature that `Chosen.advice` is
 
 
