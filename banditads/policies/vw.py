@@ -245,10 +245,7 @@ class Policy:
         self._asked = NOTHING  # should it fail
         plain, said = apart(ads)
         shared, kept = self._shared(context), self._all_kept(plain)
-        if said:
-            with self._told(kept, said):
-                self._vw.predict_multi([shared, *kept])
-        else:  # a context in which nothing is done takes 1 us
+        with self._told(kept, said) if said else SILENCE:
             self._vw.predict_multi([shared, *kept])
         self._asked = context, ads, kept
         return kept
