@@ -260,8 +260,8 @@ def by_game(regime: Regime, found: dict[str, Standing], results: Results, seeds:
     ours = [label for label in found if label in learners.OURS]
     shown = [*dict.fromkeys([DEFAULT, *ours])][:5] if DEFAULT in found else ours[:5]
     rows = []
+    singles = [label for label in found if regime.contestants[label].single] or [*found]
     for game in regime.games:
-        singles = [label for label in found if regime.contestants[label].single]
         best = max(singles, key=lambda label: found[label].ratios[game])
         runs = results[regime.title, game, best]
         earned = interval(np.array([runs[seed].mean for seed in range(seeds)]))
