@@ -17,7 +17,7 @@ from conftest import drive
 from banditads import forking
 from banditads.choosing import Request
 from banditads.errors import Unavailable
-from banditads.forking import PROCESSORS, Copy, stay_on_one_processor
+from banditads.forking import IDLE, IOPRIO_SET, LIBC, NICE, PROCESSORS, Copy, stay_on_one_processor
 from banditads.journal import connect
 from banditads.snapshots import Snapshots
 from banditads.state import State
@@ -135,13 +135,22 @@ def test_a_copy_holds_no_file_or_socket_of_its_parent(tmp_path):
     assert set(names) <= {b"0", b"1", b"2", b"3", b"4"}  # 4 reads the list
 
 
+def test_a_copy_leaves_processor_and_disk_to_everybody_else():
+    def standing():
+        return os.nice(0), LIBC.syscall(IOPRIO_SET[os.uname().machine] + 1, 1, 0)  # that is ioprio_get(2)
+
+    before = standing()
+    assert Copy(lambda: b"%d %d" % standing()).result() == b"%d %d" % (min(19, before[0] + NICE), IDLE)
+    assert standing() == before != (min(19, before[0] + NICE), IDLE)
+
+
 def test_a_copy_gives_any_number_of_bytes():
     assert Copy(lambda: b"x" * 10**6).result() == b"x" * 10**6
 
 
 PARENT = """
 import atexit, fcntl, os, sys, time
-from banditads.forking import PROCESSORS, Copy, stay_on_one_processor
+from banditads.forking import IDLE, IOPRIO_SET, LIBC, NICE, PROCESSORS, Copy, stay_on_one_processor
 atexit.register(print, "the end of the parent", flush=True)
 lock = open(sys.argv[1], "w")
 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -177,7 +186,7 @@ def test_a_copy_runs_nothing_that_was_meant_for_the_end_of_its_parent(tmp_path):
     assert "Unavailable: meant for the parent" in done.stderr
 
 
-def test_a_server_stays_on_one_processor_and_its_copies_on_none_in_particular(start, tmp_path):
+def test_a_server_stays_on_one_processor_and_its_copies_on_the_others(start, tmp_path):
     kept = start("--policy", "uniform", folder=tmp_path / "kept")
     free = start("--policy", "uniform", "--no-one-processor", folder=tmp_path / "free")
     for server, most in ((kept, 1), (free, len(PROCESSORS))):
@@ -186,7 +195,9 @@ def test_a_server_stays_on_one_processor_and_its_copies_on_none_in_particular(st
     try:
         stay_on_one_processor()
         assert len(os.sched_getaffinity(0)) == 1
-        assert Copy(lambda: b"%d" % len(os.sched_getaffinity(0))).result() == b"%d" % len(PROCESSORS)
+        mine, where = os.sched_getaffinity(0), Copy(lambda: str(os.sched_getaffinity(0)).encode()).result()
+        assert where.decode() == str(PROCESSORS - mine or PROCESSORS)
+        assert os.sched_getaffinity(0) == mine
     finally:
         for thread in os.listdir("/proc/self/task"):
             os.sched_setaffinity(int(thread), PROCESSORS)
