@@ -251,14 +251,22 @@ class Engine:
             )
 
     def reward(
-        self, event_id: str, value: float, kind: str = "", order: str = "", amount: float = 0.0
+        self,
+        event_id: str,
+        value: float,
+        kind: str = "",
+        order: str = "",
+        amount: float = 0.0,
+        *,
+        hold: Callable[[int], None] | None = None,
     ) -> Receipt:
         """Say what a choice was worth. Returns when the reward is learned and durable.
 
-        `kind`, `order` and `amount` as in `events.Rewarded`. Of each kind and order there is one.
+        `kind`, `order` and `amount` as in `events.Rewarded`. Of each kind and order there is one. `hold`
+        is given the offset instead of waiting for the disk, by who tells nobody before that is durable.
         """
         receipt, late = self._take(event_id, value, kind, order, amount)
-        self.journal.sync(receipt.offset)
+        (hold or self.journal.sync)(receipt.offset)
         if late:
             raise Expired(LATE, "event_id")
         return receipt

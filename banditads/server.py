@@ -23,7 +23,7 @@ from urllib.parse import quote
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.net import SocketSpec  # type: ignore[attr-defined]
-from granian.server.mt import MTServer
+from granian.server import mt
 
 from . import api, diagnosis, keys, parsing, recommenders, signing, worth
 from .clock import Clock
@@ -36,6 +36,7 @@ from .forking import stay_on_one_processor
 from .guard import IDLE, Door, give_up_on_who_does_not_read, raise_limits
 from .journal.file import Journal
 from .logs import open_bandit
+from .replies import Replies
 from .settings import Settings
 from .snapshots import Snapshots
 from .state import USUAL, State
@@ -59,7 +60,7 @@ class _Awake(threading.Event):
         return super().wait(timeout)
 
 
-class _OneProcess(MTServer):
+class _OneProcess(mt.MTServer):
     """granian with its worker in a thread of this process.
 
     granian offers that for free-threaded Python only, because several workers would share one lock. There is
@@ -320,6 +321,8 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
         )
         gc.collect()
         gc.freeze()  # what is there now stays: a collection looks at what came since, and copies no pages
+        replies = Replies(engine.journal.sync if settings.fsync == "always" else None)
+        mt._wsgi_call_wrap = lambda application, *_: replies.of(application)  # type: ignore[attr-defined]
         server.serve(target_loader=lambda: application, wrap_loader=False)
         housekeeper.stop.set()
         housekeeper.join()

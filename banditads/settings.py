@@ -80,8 +80,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     threads: Annotated[
         int,
         Meta(
-            description="Requests under way at the same time, at most; one that waits for the disk, or for a "
-            "client who sends its body slowly, holds a thread, which is made when it is needed.",
+            description="Requests under way at the same time, at most; one whose client sends its body "
+            "slowly holds a thread, which is made when it is needed.",
             ge=1,
             le=16384,
             extra={"unit": "threads"},

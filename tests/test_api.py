@@ -377,7 +377,7 @@ def test_a_click_leads_to_the_page_of_choice_time(site):
 
 def test_a_click_leads_on_though_it_is_too_late_or_the_disk_is_full(site, clock, monkeypatch):
     site("GET", "/choose?event_id=e1")
-    monkeypatch.setattr(site.engine, "reward", lambda *_: (_ for _ in ()).throw(Unavailable("full")))
+    monkeypatch.setattr(site.engine, "reward", lambda *_, **__: (_ for _ in ()).throw(Unavailable("full")))
     assert site("GET", "/click/e1").status == 302
     monkeypatch.undo()
     clock.now += 601

@@ -46,6 +46,7 @@ sys.modules.update(_there)
 from .. import errors, keys, parsing, wire, worth  # noqa: E402
 from ..cors import Cors  # noqa: E402
 from ..guard import Door, Guard  # noqa: E402
+from ..replies import HELD  # noqa: E402
 from ..signing import Pseudonyms  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Call(msgspec.Struct):  # made in .06 us, a tuple in .3
     media: str  # of the body
     token: str  # of the key; empty where there is none
     request: wire.Incoming  # as it came
+    hold: Callable[[int], None] | None  # lets the reply wait for a record, where the server can do that
 
 
 class Routes:
@@ -163,7 +165,15 @@ class Routes:
                 started = time.perf_counter()
                 answer = self._answer(route, handler, request, id)
                 self._send(route, answer, request, response)
-                self.observe(method, path, answer.status, time.perf_counter() - started)
+
+                def tell(status):
+                    self.observe(method, path, status, time.perf_counter() - started)
+
+                held = request.env.get(HELD)
+                if held and held.offset >= 0:
+                    held.tell = tell
+                else:
+                    tell(answer.status)
 
             run.__doc__ = doc
             takes = ("request", "response", "id") if "{id}" in path else ("request", "response")
@@ -175,6 +185,7 @@ class Routes:
         return declare
 
     def _answer(self, route: Route, handler, request, id: str) -> wire.Reply:
+        held = request.env.get(HELD)
         try:
             token = wire.bearer(request)
             if route.scope is not None:  # before anything else of the request is read
@@ -193,7 +204,7 @@ class Routes:
                     )
                 raw = wire.body(request, route.limit)
                 body = raw if route.body is bytes else parsing.decode(raw, route.body, media)
-            answer = handler(Call(_id(id) if id else "", query, body, media, token, request))
+            answer = handler(Call(_id(id) if id else "", query, body, media, token, request, held and held.until))
         except Exception as error:  # the edge: everything becomes a reply
             answer = wire.refusal(error)
             if answer.status >= 500:

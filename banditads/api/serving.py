@@ -239,7 +239,8 @@ def mount(routes, engine) -> None:  # noqa: D103
     )
     def reward(call):
         """Say what a decision was worth. When the reply comes, the model has learned and the disk has it."""
-        receipt = engine.reward(check_id(call.body.event_id, "event_id"), call.body.reward)
+        event_id = check_id(call.body.event_id, "event_id")
+        receipt = engine.reward(event_id, call.body.reward, hold=call.hold)
         return RewardReply(receipt.status, receipt.offset)
 
     @routes.add(

@@ -87,22 +87,22 @@ def mount(routes, engine) -> None:  # noqa: D103, PLR0915
             raise Unknown("no such event", "event_id")
         return id
 
-    def signal(event_id: str, kind: str, amount: float = 0.0, order: str = "") -> TrackReply:
+    def signal(event_id: str, kind: str, amount: float = 0.0, order: str = "", hold=None) -> TrackReply:
         if (worth := routes.worths[kind]) is None:
             return TrackReply("ignored")
         if worth.of_ad:
             amount = engine.amount_of_ad(event_id, kind, order, worth.of_ad)
         reward = worth(amount, engine.state.reward_min, engine.state.reward_max)
-        return TrackReply(*engine.reward(event_id, reward, kind, order, amount))
+        return TrackReply(*engine.reward(event_id, reward, kind, order, amount, hold=hold))
 
     def convert(call) -> TrackReply:
         value, order = call.query.get("value", "1"), call.query.get("order_id", "")
-        return converted(known(call.id), number(value, "value"), order)
+        return converted(known(call.id), number(value, "value"), order, call.hold)
 
-    def converted(event_id: str, value: float, order: str) -> TrackReply:
+    def converted(event_id: str, value: float, order: str, hold) -> TrackReply:
         if not abs(value) <= MAX_VALUE:  # NaN too
             raise Invalid(f"must lie within {MAX_VALUE:g}", "value")
-        return signal(event_id, "conversion", value, check_id(order, "order_id") if order else "")
+        return signal(event_id, "conversion", value, check_id(order, "order_id") if order else "", hold)
 
     @routes.add("GET", "/impression/{id}", scope=None, produces="image/gif", statuses={404: "No such event."})
     def impression(call):
@@ -149,7 +149,7 @@ def mount(routes, engine) -> None:  # noqa: D103, PLR0915
     @routes.add("POST", "/click/{id}", scope=None, reply=TrackReply, statuses=ONCE)
     def click_beacon(call):
         """The ad was clicked, and the page goes on by itself. No body."""
-        return signal(known(call.id), "click")
+        return signal(known(call.id), "click", hold=call.hold)
 
     @routes.add("GET", "/conversion/{id}", scope=None, query=CONVERSION, statuses=ONCE, produces="image/gif")
     def conversion(call):
@@ -172,7 +172,7 @@ def mount(routes, engine) -> None:  # noqa: D103, PLR0915
             routes.keys.check(call.token, "reward")
         else:
             known(body.event_id, "event_id")
-        return converted(body.event_id, body.value, body.order_id)
+        return converted(body.event_id, body.value, body.order_id, call.hold)
 
     @routes.add(
         "POST",
@@ -187,7 +187,7 @@ def mount(routes, engine) -> None:  # noqa: D103, PLR0915
         seconds = number(call.query.get("seconds", ""), "seconds")
         if not 0 <= seconds <= MAX_DWELL:
             raise Invalid(f"must lie between 0 and {MAX_DWELL:g}", "seconds")
-        return signal(known(call.id), "dwell", seconds)
+        return signal(known(call.id), "dwell", seconds, hold=call.hold)
 
     @routes.add(
         "GET", "/banditads.js", scope=None, statuses={304: "You have it already."}, produces=JAVASCRIPT
