@@ -381,8 +381,8 @@ def verify(folder: Path, key_file: str, erased: str | None) -> None:
     """Read a whole data directory and check it.
 
     Checks every checksum, folds the journal from its beginning, and compares the state with the snapshots.
-    With --erased it also looks for the user's id and pseudonym in every file, as grep would, and exits with
-    65 if anything is about that user. Changes nothing; the server may be running.
+    With --erased it also looks for the user's id and pseudonym in every file, and in what snapshots hold
+    packed, and exits with 65 if anything is about that user. Changes nothing; the server may be running.
     """
     if erased == "":
         raise click.UsageError("--erased needs the id of a user")
@@ -390,9 +390,10 @@ def verify(folder: Path, key_file: str, erased: str | None) -> None:
     from .verification import verify as check
 
     secret = signing.load(signing.key_path(key_file, folder))
+    key = signing.derive(secret, "snapshots")
     size = sum(path.stat().st_size for path in folder.glob("*.journal"))
     with _progress("folding", size) as advance:
-        verdict = check(folder, signing.derive(secret, "snapshots"), advance)
+        verdict = check(folder, key, advance)
     click.echo(
         f"{folder} is whole: events {verdict.first} to {verdict.end - 1}, "
         f"{len(verdict.snapshots)} snapshots compared, state {verdict.digest}"
@@ -408,14 +409,14 @@ def verify(folder: Path, key_file: str, erased: str | None) -> None:
             "until then snapshots may differ from the journal."
         )
     if erased:
-        _prove_erased(folder, erased, signing.Pseudonyms(secret)(erased), verdict)
+        _prove_erased(folder, key, erased, signing.Pseudonyms(secret)(erased), verdict)
 
 
-def _prove_erased(folder: Path, user_id: str, pseudonym: str, verdict: Verdict) -> None:
+def _prove_erased(folder: Path, key: bytes, user_id: str, pseudonym: str, verdict: Verdict) -> None:
     """Say what is left of a user. Raises `Damaged` if anything is."""
     from .verification import traces
 
-    found = list(traces(folder, user_id, pseudonym))
+    found = list(traces(folder, key, user_id, pseudonym))
     theirs = [each for each in found if each.sure]
     others = [each for each in found if not each.sure]
     for traced, what in (

@@ -3,7 +3,7 @@
 fork(2) copies page tables only, which stalls the caller for about 9 ms per GB in use; memory is copied
 later, page by page, where one of the two writes. The copy has one thread, this one, and first of all lets go
 of every file and socket: no lock and no connection may live on in it. It begins on another
-processor, where there is one, and leaves processor and disk to everybody else first. It dies with its parent,
+processor, where there is one, and goes behind everybody else there. It dies with its parent,
 ends without running anything that was meant for its parent's end, and is killed when it takes too long.
 
 >>> Copy(lambda: b"done").result()
@@ -30,8 +30,6 @@ SECONDS = 300.0  # that a copy may take
 PIPE = 3  # the one file that a copy keeps, besides the three that every process has
 NICE = 10  # of a copy: whoever computes for a request goes before it
 PR_SET_PDEATHSIG = 1
-IOPRIO_SET = {"x86_64": 251, "aarch64": 30}  # the number of the system call, where we know it
-IDLE = 3 << 13  # the class of who gets the disk when nobody else wants it, for schedulers that know classes
 LIBC = ctypes.CDLL(None)  # Python has no prctl(2)
 PROCESSORS = os.sched_getaffinity(0)  # that there are, whichever this process keeps to later
 
@@ -79,13 +77,6 @@ def _anywhere() -> Iterator[None]:
             os.sched_setaffinity(0, here)
 
 
-def _go_last() -> None:
-    """Let everybody else have processor and disk first."""
-    os.nice(NICE)
-    if number := IOPRIO_SET.get(os.uname().machine):
-        LIBC.syscall(number, 1, 0, IDLE)  # of this process; Python has no ioprio_set(2)
-
-
 class Copy:
     """A copy of this process, at work on `make` from now on. Raises `OSError` where there cannot be one."""
 
@@ -131,7 +122,7 @@ def _work(make: Callable[[], bytes], parent: int, into: int, where: set[int]) ->
     try:
         with suppress(OSError):
             os.sched_setaffinity(0, where)
-        _go_last()
+        os.nice(NICE)
         os.dup2(into, PIPE)
         os.closerange(PIPE + 1, os.sysconf("SC_OPEN_MAX"))
         end_with(parent)

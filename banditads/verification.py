@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -37,7 +39,7 @@ class Trace(msgspec.Struct, frozen=True):
     """Where something stands that names a user, or looks as if it did."""
 
     path: Path
-    place: int  # byte in the file
+    place: int  # byte in the file; of a snapshot, in the state that it holds
     sure: bool  # it is the pseudonym, so this is about the user; otherwise only the letters of the id
 
     def __str__(self) -> str:
@@ -59,32 +61,36 @@ def verify(folder: Path, key: bytes, progress: Callable[[int], object] = lambda 
                 raise
 
 
-def traces(folder: Path, user_id: str, pseudonym: str) -> Iterator[Trace]:
+def traces(folder: Path, key: bytes, user_id: str, pseudonym: str) -> Iterator[Trace]:
     """Everywhere in the files of a data directory where the bytes of an id or of its pseudonym stand.
 
-    Nothing in there is compressed or encrypted, so this is what `grep` would find.
+    Snapshots are packed, so the states that they hold are looked through too. Nothing else in there is packed
+    or encrypted: of the rest this is what `grep` would find. `key` is that of the snapshots.
     """
     needles = [(pseudonym.encode(), True), (user_id.encode(), False)]
     for path in sorted(each for each in folder.rglob("*") if each.is_file()):
         with suppress(FileNotFoundError):  # deleted meanwhile, by a server that is running
             for needle, sure in needles:
-                for place in _places(path, needle):
-                    yield Trace(path, place, sure)
+                with path.open("rb") as file:
+                    yield from (Trace(path, place, sure) for place in _places(file, needle))
+    for offset, state in Snapshots(folder, key).load():
+        path = folder / f"{offset:020d}.snapshot"
+        for needle, sure in needles:
+            yield from (Trace(path, place, sure) for place in _places(BytesIO(state), needle))
 
 
-def _places(path: Path, needle: bytes) -> Iterator[int]:
+def _places(file: BinaryIO, needle: bytes) -> Iterator[int]:
     """Where these bytes begin in a file."""
-    with path.open("rb") as file:
-        begin, part = 0, b""
-        while more := file.read(CHUNK):
-            part += more
-            found = part.find(needle)
-            while found >= 0:
-                yield begin + found
-                found = part.find(needle, found + 1)
-            keep = min(len(part), len(needle) - 1)
-            begin += len(part) - keep
-            part = part[len(part) - keep :]
+    begin, part = 0, b""
+    while more := file.read(CHUNK):
+        part += more
+        found = part.find(needle)
+        while found >= 0:
+            yield begin + found
+            found = part.find(needle, found + 1)
+        keep = min(len(part), len(needle) - 1)
+        begin += len(part) - keep
+        part = part[len(part) - keep :]
 
 
 def _verify(

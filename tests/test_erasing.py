@@ -4,6 +4,7 @@ import random
 import re
 import struct
 import threading
+import zlib
 from contextlib import suppress
 
 import msgspec
@@ -30,9 +31,9 @@ from banditads.events import (
 )
 from banditads.journal import connect
 from banditads.replay import fold
-from banditads.snapshots import Snapshots
+from banditads.snapshots import HEAD, TAG_BYTES, Snapshots
 from banditads.state import State
-from banditads.verification import verify
+from banditads.verification import traces, verify
 
 ANNA, BERT = "AnnaAnnaAnnaAnnaAnnaAA", "BertBertBertBertBertBB"
 
@@ -85,8 +86,13 @@ def on_disk(folder, *words):
         for path in folder.rglob("*")
         if path.is_file()
         for word in words
-        if word.encode() in path.read_bytes()
+        if word.encode() in unpacked(path)
     ]
+
+
+def unpacked(path):
+    raw = path.read_bytes()
+    return zlib.decompress(raw[HEAD.size : -TAG_BYTES]) if path.suffix == ".snapshot" else raw
 
 
 @pytest.fixture
@@ -480,6 +486,8 @@ def test_verify_proves_that_a_user_is_erased_and_names_what_is_left(make_engine,
         visits(engine, clock, users=(pseudonym, BERT))
         engine.snapshot()
         assert "pseudonym" in banditads("verify", folder, "--erased", "anna", code=65).stdout
+        found = traces(folder, signing.derive(key, "snapshots"), "anna", pseudonym)
+        assert {each.path.suffix for each in found if each.sure} == {".journal", ".snapshot"}
         erase(engine, pseudonym)
         told = banditads("verify", folder, "--erased", "anna", code=65)
         assert "still being erased" in told.stdout

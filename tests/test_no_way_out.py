@@ -4,6 +4,7 @@ import ast
 import re
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,7 @@ from banditads.client import Client
 from banditads.directory import DataDirectory
 from banditads.engine import recover
 from banditads.journal import connect
-from banditads.snapshots import Snapshots
+from banditads.snapshots import HEAD, TAG_BYTES, Snapshots
 from banditads.state import State
 
 PACKAGE = Path(__file__).parent.parent / "banditads"
@@ -161,9 +162,10 @@ def test_a_forged_snapshot_reaches_neither_msgspec_nor_vw(saved, monkeypatch, ho
         Snapshots(other, b"x" * 32).save(offset + 1, evil).rename(planted)
     elif how == "another model":
         planted = real
-        real.write_bytes(real.read_bytes().replace(genuine, evil[: len(genuine)]))
+        whole = real.read_bytes()
+        real.write_bytes(whole[: HEAD.size] + zlib.compress(evil, 1) + whole[-TAG_BYTES:])
     elif how == "no signature":
-        planted.write_bytes(real.read_bytes()[:-32])
+        planted.write_bytes(real.read_bytes()[:-TAG_BYTES])
     else:
         planted.write_bytes(msgspec.msgpack.encode([offset + 1, [{}] * 4]))
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from banditads.directory import DataDirectory
 from banditads.errors import Unavailable
-from banditads.snapshots import Snapshots
+from banditads.snapshots import TAG_BYTES, Snapshots
 
 KEY = b"k" * 32
 
@@ -159,7 +159,7 @@ def test_a_snapshot_that_does_not_read_back_never_gets_its_name(tmp_path, monkey
     snapshots.save(1, b"one")
     real = Path.read_bytes
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", lambda path: real(path).replace(b"two", b"tw0"))
+        patch.setattr(Path, "read_bytes", lambda path: real(path)[:-TAG_BYTES] + bytes(TAG_BYTES))
         with pytest.raises(Unavailable, match="does not read back"):
             snapshots.save(2, b"two")
     assert list(snapshots.load()) == [(1, b"one")]
@@ -217,3 +217,8 @@ def test_a_power_cut_before_the_rename_leaves_only_what_is_deleted_at_start(tmp_
     assert list(snapshots.load()) == [(1, b"one")]
     DataDirectory(tmp_path).close()
     assert names(tmp_path) == [f"{1:020d}.snapshot", "LOCK"]
+
+
+def test_a_snapshot_takes_no_more_of_the_disk_than_it_must(tmp_path):
+    saved = b'{"device": "mobile"}' * 10_000
+    assert Snapshots(tmp_path, KEY).save(1, saved).stat().st_size < len(saved) / 50
