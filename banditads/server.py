@@ -233,6 +233,7 @@ class _Housekeeper(threading.Thread):
                 self._warn()
                 self.door.clear()
                 self.engine.tick()
+                self.engine.journal.settle()
                 self._snapshot()
                 self._scrub()
             except (Unavailable, DiskFailure) as error:

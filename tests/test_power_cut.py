@@ -324,21 +324,20 @@ def test_the_system_is_asked_in_the_right_order(tmp_path):
     )
     first, second = (f"{number:020d}.journal" for number in range(2))
 
-    def begun(segment):
-        return [
-            ("write", f"{segment}.tmp"),
-            ("fsync", f"{segment}.tmp"),
-            ("rename", f"{segment}.tmp"),
-            ("fsync", ""),
-        ]
-
     assert [(call.replace("pwrite64", "write"), path or renamed) for call, path, renamed in found] == [
-        *begun(first),
+        ("write", f"{first}.tmp"),
+        ("fsync", f"{first}.tmp"),
+        ("rename", f"{first}.tmp"),
+        ("fsync", ""),
         ("write", first),
         ("fdatasync", first),
         ("write", ""),  # the acknowledgement
-        *begun(second),
-        ("write", second),
+        ("write", f"{second}.early"),
+        ("write", f"{second}.early"),
+        ("fdatasync", first),
+        ("fsync", f"{second}.early"),
+        ("rename", f"{second}.early"),
+        ("fsync", ""),
         ("fdatasync", second),
         ("write", ""),
     ]

@@ -42,6 +42,9 @@ class Journal(Protocol):
     def flush(self) -> None:
         """Return once every record is as durable as it can be, whatever the policy promises to `sync`."""
 
+    def settle(self) -> None:
+        """Do what was put off while somebody appended. To be called every now and then."""
+
     def read(self, start: int) -> Iterator[tuple[int, bytes]]:
         """(offset, payload) from `start` on, to the end as it is now; `errors.Damaged` if unreadable."""
 

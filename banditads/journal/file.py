@@ -173,6 +173,11 @@ class Journal:
         """Return once every record is on the disk, whatever `fsync` promises to `sync`."""
         self._sync(self.end if self._early else self.end - 1)  # it needs its name, though it may be empty
 
+    def settle(self) -> None:
+        """Give the newest segment its name, and make durable what stands before it, if nobody has yet."""
+        if self._early:
+            self.flush()
+
     def read(self, start: int) -> Iterator[tuple[int, bytes]]:
         """(offset, payload) from `start` on, to the end as it is now."""
         end = self.end
@@ -209,8 +214,7 @@ class Journal:
         """
         self._check()
         if self._size > HEADER.size:
-            if self._early:
-                self.flush()
+            self.settle()
             self._begin_early()
         return self._segments[-1].first
 
@@ -369,14 +373,12 @@ class Journal:
             raise self._poison(f"cannot take back a broken write: {error.strerror}") from error
 
     def _rotate(self) -> None:
-        """A new segment, once all of this one is on the disk: what is durable is always a prefix."""
-        self.flush()
-        try:
-            self._begin_segment()
-        except OSError as error:  # nothing has changed
-            raise Unavailable(f"the journal cannot begin a segment: {error.strerror}") from error
-        except DiskFailure as error:
-            raise self._poison(str(error)) from error
+        """A new segment, without waiting for the disk: whoever appends keeps everybody waiting.
+
+        With choices only nothing was brought to the disk for a whole segment, which took 34 ms and more.
+        """
+        self.settle()
+        self._begin_early()
 
     def _begin_segment(self) -> None:
         before = self._segments[-1].first if self._segments else self.end

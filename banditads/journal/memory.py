@@ -33,6 +33,9 @@ class Journal:
     def flush(self) -> None:
         """As for `sync`."""
 
+    def settle(self) -> None:
+        """A list has no files."""
+
     def read(self, start: int) -> Iterator[tuple[int, bytes]]:
         """(offset, payload) from `start` on, to the end as it is now."""
         if start < self.start:
