@@ -502,12 +502,16 @@ def call_order(seed: int = 1, bug: str = "") -> Tally:
 
 
 def _check_order(text: str, data: str, tally: Tally) -> int:
-    """Acknowledgements seen; each must be of a record that an fdatasync begun after its write covers."""
-    written: dict[int, int] = {}  # offset -> when its write had ended
+    """Acknowledgements seen; each must be of a record that an fdatasync begun after its write covers.
+
+    One of a segment that has no name yet covers nothing.
+    """
+    written: dict[int, tuple[str, int]] = {}  # offset -> (its segment, when its write had ended)
     syncing: dict[str, tuple[str, int]] = {}  # thread -> (file, when its fdatasync began)
     calling: dict[str, tuple[str, str, str]] = {}  # thread -> what was not finished when another one came
     named: dict[str, str] = {}  # thread -> new name that is not on the disk yet
-    durable, replies = -1, 0  # every record whose write had ended by then is on the disk
+    durable: dict[str, int] = {}  # segment -> every record whose write had ended by then is on the disk
+    replies = 0
     for now, line in enumerate(text.splitlines()):
         found = CALL.match(line)
         if not found:
@@ -528,13 +532,15 @@ def _check_order(text: str, data: str, tally: Tally) -> int:
         if begins and (at := first.find('"status":"applied","offset":')) >= 0 and "socket" in path:
             offset = int(re.match(r"\d+", first[at + 28 :])[0])
             replies += 1
-            good = offset in written and written[offset] <= durable
+            segment, when = written.get(offset, ("", now))
+            good = when <= durable.get(segment, -1)
             tally.expect(good, "lost", f"{offset} was acknowledged before it was on the disk")
-        if ends and call == "write" and path.endswith(".journal"):
+        if ends and call == "write" and path.removesuffix(".early").endswith(".journal"):
             raw = bytes.fromhex("".join(re.findall(r"\\x([0-9a-f]{2})", calling[thread][2])))
-            written[int.from_bytes(raw[8:16], "little")] = now
+            written[int.from_bytes(raw[8:16], "little")] = path.removesuffix(".early"), now
         if ends and call in ("fdatasync", "fsync") and thread in syncing and "= 0" in line:
-            durable = max(durable, syncing.pop(thread)[1])
+            segment, began = syncing.pop(thread)
+            durable[segment] = max(durable.get(segment, -1), began)
         if ends and call.startswith("rename") and data in first and "= 0" in line:
             named[thread] = first
     return replies
