@@ -204,7 +204,9 @@ class Routes:
                     )
                 raw = wire.body(request, route.limit)
                 body = raw if route.body is bytes else parsing.decode(raw, route.body, media)
-            answer = handler(Call(_id(id) if id else "", query, body, media, token, request, held and held.until))
+            answer = handler(
+                Call(_id(id) if id else "", query, body, media, token, request, held and held.until)
+            )
         except Exception as error:  # the edge: everything becomes a reply
             answer = wire.refusal(error)
             if answer.status >= 500:
