@@ -39,6 +39,8 @@ from workload import Contestant, Costs
 from banditads.state import USUAL
 
 OURS, DEFAULT = "banditads", "banditads, default policy"
+AT_ONCE = "banditads, default policy, silence at once"  # as a new directory has it: a choice teaches
+VISIT = "choose and reward"
 NO_DISK, FALCON, ALWAYS = (
     "banditads, journal in memory",
     "banditads, routes on falcon",
@@ -110,6 +112,10 @@ def targets() -> list[Target]:
             Target(what + "of the same routes on falcon", process, over, under, 1.25),
             Target(what + "rate, journal on / off", process, (NO_DISK, path, count), over, 0.95, True),
         ]
+    for count in (10, 100):
+        for who, name in ((DEFAULT, "default policy"), (AT_ONCE, "the same, silence at once")):
+            what = f"a choice and its reward, {count} ads: {name}, of `vw` epsilon"
+            found.append(Target(what, process, (who, VISIT, count), (OURS, VISIT, count), 2.0))
     for kind, name in ((rate, "requests/s"), (http, "by CPU")):
         over, under = (OURS, "choose", 100), (TEXT, "choose", 100)
         if kind == http:
@@ -147,6 +153,7 @@ def in_process(turns: int, counts: Sequence[int], *, peers: bool, largest: int) 
             if count in (10, 100):
                 variants |= {
                     DEFAULT: workload.ours(count, {}, policy=USUAL),
+                    AT_ONCE: workload.ours(count, {}, policy=USUAL, silence="immediate"),
                     NO_DISK: workload.ours(count, journal="memory"),
                     FALCON: workload.ours(count, build=falcon_routes.build),
                 }
@@ -166,7 +173,13 @@ def in_process(turns: int, counts: Sequence[int], *, peers: bool, largest: int) 
                 racing["gittins", "choose", count] = gittins.choose
                 if count in (10, 100):
                     racing["gittins", "reward", count] = gittins.reward
-        return workload.race(racing, turns)
+        costs = workload.race(racing, turns)
+    for who, count in [
+        key[::2] for key in costs if key[0] in (OURS, DEFAULT, AT_ONCE) and key[1] == "reward"
+    ]:
+        chosen, rewarded = costs[who, "choose", count], costs[who, "reward", count]
+        costs[who, VISIT, count] = {turn: chosen[turn] + rewarded[turn] for turn in chosen.keys() & rewarded}
+    return costs
 
 
 def over_http(
@@ -272,7 +285,7 @@ def costs_table(costs: Costs, rates: Costs | None = None) -> str:
     return table(["", *(f"{path}, {count:,} ads" for path, count in columns)], rows)
 
 
-RANK = [OURS, DEFAULT, NO_DISK, FALCON, ALWAYS, UPDATE, LEARNER, KEPT, TEXT, DICTS, *LIMITS, *PEERS]
+RANK = [OURS, DEFAULT, AT_ONCE, NO_DISK, FALCON, ALWAYS, UPDATE, LEARNER, KEPT, TEXT, DICTS, *LIMITS, *PEERS]
 
 
 def _rank(key: Key) -> int:

@@ -122,6 +122,7 @@ def ours(
     options: dict[str, Any] = EPSILON,
     *,
     policy: str = "vw",
+    silence: str = "wait",
     journal: str = "file",
     build: Callable[[Engine], Callable[..., Any]] = api.build,
 ) -> Iterator[Ours]:
@@ -132,7 +133,7 @@ def ours(
     """
     with TemporaryDirectory() as folder:
         address = connect(f"file:{folder}", fsync="everysec") if journal == "file" else connect("memory:")
-        engine = Engine(State(policy, options), address, ids=EventIds(b"k" * 32))
+        engine = Engine(State(policy, options, silence=silence), address, ids=EventIds(b"k" * 32))
         engine.put_ads(ads(count))
         for context in contexts(ALL):
             engine.choose(Request(clean(context)))

@@ -82,7 +82,7 @@ class Call(msgspec.Struct):  # made in .06 us, a tuple in .3
     media: str  # of the body
     token: str  # of the key; empty where there is none
     request: wire.Incoming  # as it came
-    hold: Callable[[int], None] | None  # lets the reply wait for a record, where the server can do that
+    hold: Callable[[int], None] | None = None  # lets the reply wait for a record, if the server can
 
 
 class Routes:
