@@ -93,9 +93,11 @@ def spread(
     advice = state.advice(ads, context, request.user_id) if state.advise else b""
     told = advised(advice, ads) if advice else ads
     pmf = state.policy.pmf(context, told)
+    if len(pmf) != len(ads):
+        raise ArithmeticError(f"policy {state.policy_name} gave {len(pmf)} probabilities for {len(ads)} ads")
     listed = pmf.tolist() if len(pmf) <= FEW else None
     total = sum(listed) if listed else float(pmf.cumsum()[-1])  # not finite if any of them is not
-    if len(pmf) != len(ads) or not 0 < total < inf or (min(listed) if listed else pmf.min()) < 0:
+    if not 0 < total < inf or (min(listed) if listed else pmf.min()) < 0:
         raise ArithmeticError(f"policy {state.policy_name} gave {pmf.tolist()!r} for {len(ads)} ads")
     scale, least = (1 - floor) / total, floor / len(ads)
     chances = [p * scale + least for p in listed] if listed else pmf * scale + least

@@ -250,9 +250,9 @@ def notes(followed: Followed) -> tuple[str, ...]:
     if followed.waiting <= FEW * total:
         return ()
     return (
-        f"{followed.waiting:,} of {total:,} decisions still wait for their reward and are left out, but not "
-        "those of the same time that were rewarded: what is estimated is mostly those that clicked, and too "
-        f"high. Of those made before {int(followed.settled_until)} none waits: see `until`",
+        f"{followed.waiting:,} of {total:,} decisions had not settled where reading stopped and are left "
+        "out, but not those of the same time that were rewarded: what is estimated is mostly those that "
+        f"clicked, and too high. Of those made before {int(followed.settled_until)} none waits: see `until`",
     )
 
 

@@ -122,8 +122,10 @@ def _work(make: Callable[[], bytes], parent: int, into: int, where: set[int]) ->
     try:
         with suppress(OSError):
             os.sched_setaffinity(0, where)
+        with suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # whatever the server has
-        os.nice(NICE)
+        with suppress(OSError):
+            os.nice(NICE)
         os.dup2(into, PIPE)
         os.closerange(PIPE + 1, os.sysconf("SC_OPEN_MAX"))
         end_with(parent)

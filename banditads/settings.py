@@ -81,7 +81,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         int,
         Meta(
             description="Requests under way at the same time, at most; one whose client sends its body "
-            "slowly holds a thread, which is made when it is needed.",
+            "slowly holds a thread, which is made when it is needed, and so does a batch, a click's redirect "
+            "or a change of the catalog that waits for the disk.",
             ge=1,
             le=16384,
             extra={"unit": "threads"},

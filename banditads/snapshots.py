@@ -88,9 +88,20 @@ class Snapshots:
             offset = int(path.stem)
             saved = self._read(path, offset)
             if saved is None:
-                log.warning("the snapshot %s is damaged or not ours, and is not used", path)
+                log.warning("the snapshot %s is damaged, not ours or of another build, and is not used", path)
             else:
                 yield offset, saved
+
+    def unpacked(self) -> Iterator[tuple[Path, bytes]]:
+        """(file, state) of all that are ours and whole, and what there is of those that a kill left unnamed.
+
+        The latter are not authenticated: to look for bytes in, and for nothing else.
+        """
+        for offset, saved in self.load():
+            yield self._path(offset), saved
+        for path in sorted(self.folder.glob(f"{'[0-9]' * 20}.snapshot.tmp")):
+            with suppress(OSError, zlib.error):
+                yield path, zlib.decompressobj().decompress(path.read_bytes()[HEAD.size :])
 
     def clear(self, but: int = -1) -> None:
         """Delete all, but for one: what they know is no longer what the journal leads to."""

@@ -64,8 +64,9 @@ def verify(folder: Path, key: bytes, progress: Callable[[int], object] = lambda 
 def traces(folder: Path, key: bytes, user_id: str, pseudonym: str) -> Iterator[Trace]:
     """Everywhere in the files of a data directory where the bytes of an id or of its pseudonym stand.
 
-    Snapshots are packed, so the states that they hold are looked through too. Nothing else in there is packed
-    or encrypted: of the rest this is what `grep` would find. `key` is that of the snapshots.
+    Snapshots are packed, so the states that they hold are looked through too, and what a kill left of one.
+    Nothing else in there is packed or encrypted: of the rest this is what `grep` would find. `key` is that of
+    the snapshots.
     """
     needles = [(pseudonym.encode(), True), (user_id.encode(), False)]
     for path in sorted(each for each in folder.rglob("*") if each.is_file()):
@@ -73,8 +74,7 @@ def traces(folder: Path, key: bytes, user_id: str, pseudonym: str) -> Iterator[T
             for needle, sure in needles:
                 with path.open("rb") as file:
                     yield from (Trace(path, place, sure) for place in _places(file, needle))
-    for offset, state in Snapshots(folder, key).load():
-        path = folder / f"{offset:020d}.snapshot"
+    for path, state in Snapshots(folder, key).unpacked():
         for needle, sure in needles:
             yield from (Trace(path, place, sure) for place in _places(BytesIO(state), needle))
 

@@ -198,6 +198,31 @@ def test_a_correction_of_an_ad_that_was_forgotten_begins_with_it_again():
     assert policy.rates[policy.rows[ADS[0].id]].tolist() == [1.0, 1.0]
 
 
+def test_a_correction_of_an_ad_that_came_back_since_does_not_overshoot():
+    policy = policies.make("ensemble", max_ads=2)
+    who = {f"word{n}": "w" for n in range(8)}
+    for pick in (0, 1, 2, 0):  # forgotten, and here again; it learned of other visitors only
+        policy.learn({}, ADS, pick, 0.0, 0.5)
+    policy.learn(who, ADS, 1, 0.0, 0.5)
+    policy.correct(who, ADS, 2, reward=1.0, propensity=0.5, before=0.0)
+
+    row = policy.rows[ADS[2].id]
+    assert float(policy.weights[row, : policy._size()] @ policy._read(who).linear) < 1.0
+    assert policy.rates[row].tolist() == [1.0, 1.0]
+
+
+def test_the_first_step_after_a_load_adds_in_the_same_order():
+    """In another one BLAS may round the last bit in another way."""
+    policy, _ = lived(300)
+    copy = policies.make("ensemble")
+    copy.load(policy.dump())
+
+    assert copy.trust.flags.f_contiguous == policy.trust.flags.f_contiguous
+    assert copy.trust.strides == policy.trust.strides
+    for name in ("stack", "gram", "moment", "noise", "weights", "linear"):
+        assert getattr(copy, name).strides == getattr(policy, name).strides
+
+
 def test_what_waits_for_its_reward_is_explored_less():
     policy, _ = lived(500)
     ads, who = (*ADS, Ad("new", {"kind": "a"})), {"age": 30.0, "segment": "b"}

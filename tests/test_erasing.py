@@ -488,6 +488,12 @@ def test_verify_proves_that_a_user_is_erased_and_names_what_is_left(make_engine,
         assert "pseudonym" in banditads("verify", folder, "--erased", "anna", code=65).stdout
         found = traces(folder, signing.derive(key, "snapshots"), "anna", pseudonym)
         assert {each.path.suffix for each in found if each.sure} == {".journal", ".snapshot"}
+        (whole,) = folder.glob("*.snapshot")  # killed while one was written
+        half = whole.with_name("99999999999999999999.snapshot.tmp")
+        half.write_bytes(whole.read_bytes()[:-40])
+        found = traces(folder, signing.derive(key, "snapshots"), "anna", pseudonym)
+        assert half in {each.path for each in found if each.sure}
+        half.unlink()
         erase(engine, pseudonym)
         told = banditads("verify", folder, "--erased", "anna", code=65)
         assert "still being erased" in told.stdout

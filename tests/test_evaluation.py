@@ -413,7 +413,7 @@ def test_a_report_says_how_many_decisions_still_wait_where_they_are_many(tmp_pat
     (note,) = found.notes
 
     assert (found.waiting, found.results[0].rounds, found.results[0].replay.value) == (30, 10, 1.0)
-    assert "30 of 40 decisions still wait for their reward and are left out" in note
+    assert "30 of 40 decisions had not settled where reading stopped and are left out" in note
     assert "mostly those that clicked" in note
     assert f"made before {clock.now:.0f} none waits" in note
     console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))

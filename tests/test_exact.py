@@ -22,13 +22,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from banditads import events, features, policies
-from banditads.api import serving
 from banditads.choosing import Request, choose, spread
 from banditads.events import FEW, Ad, AdsPut, Advised, Chosen, apart
 from banditads.features import MISSING, PART, clean, tokens
 from banditads.history import EVERY, MAX_STREAMS, History
 from banditads.policies import vw
 from banditads.sampling import pick, uniform
+from banditads.shares import Shares
 from banditads.state import State
 
 CB = pylibvw.vw.lContextualBandit
@@ -175,7 +175,7 @@ def drawn(weights, n: int) -> list[float]:
 @settings(max_examples=100, deadline=None)
 @given(names=LISTED, weights=st.lists(WEIGHTS, min_size=1, max_size=3))
 def test_probabilities_in_a_reply_read_as_if_each_were_written_down(names, weights):
-    shares = serving.Shares()
+    shares = Shares()
     for ids in (tuple(names), tuple(names[1:])):
         for each in weights * 2:  # the second time names are kept
             pmf = drawn(each, len(ids))

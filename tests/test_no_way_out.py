@@ -187,7 +187,7 @@ def test_a_forged_snapshot_reaches_neither_msgspec_nor_vw(saved, monkeypatch, ho
     recover(state, journal, Snapshots(folder, key))
     journal.close()
 
-    assert f"{planted} is damaged or not ours" in caplog.text
+    assert f"{planted} is damaged, not ours or of another build" in caplog.text
     assert evil not in parsed
     assert not any(b"ignore_linear" in each for each in (*parsed, *models))
     good = how != "another model"  # the genuine one is still there, and is used

@@ -217,7 +217,7 @@ class Policy:
         self.rates = np.zeros((1, 2))  # rewards, and their sum
         self.stages = np.zeros(1, np.int64)
         self.crowd: vw.Policy | None = None  # once there were more ads than rows
-        self.trust: Floats = np.repeat(EQUAL[:, None], STAGES, axis=1)
+        self.trust: Floats = np.asfortranarray(np.repeat(EQUAL[:, None], STAGES, axis=1))
         self._begin(0)
         self._start()
 
@@ -318,12 +318,14 @@ class Policy:
         that ads share go a second step, so that both together are one; a crowd learns the choice again.
         """
         ad, more, average = apart(ads)[0][pick], reward - before, self._average()
-        if ad.id not in self.rows:  # it was forgotten meanwhile
+        read = self._read(context)
+        row, size, one = self.rows.get(ad.id, 0), len(read.linear), ads[pick : pick + 1]
+        linear = sspmv(size, 1.0, self.linear[row], read.linear)
+        if not row or sdot(linear, read.linear) >= 1:  # it was forgotten since, and knows nothing of this
             self.learn(context, ads, pick, reward, propensity)
             return
         self._asked = NOT_ASKED
-        read, kept, row = self._read(context), self._ad(ad), self.rows[ad.id]
-        size, one = len(read.linear), ads[pick : pick + 1]
+        kept = self._ad(ad)
         weights, cosines = self.weights[row, :size], self.cosines[row]
         cells = np.ix_(read.rows, kept.columns)
         products = np.outer(read.values, kept.values)
@@ -332,7 +334,6 @@ class Policy:
         # What the models would have said, had they not learned of this choice already. With what they say now
         # a demo's visitors clicked a tenth less.
         said = self._said(context, read, one)[0][:, 0]
-        linear = sspmv(size, 1.0, self.linear[row], read.linear)
         kernel = sspmv(self.kernel, 1.0, self.kernels[row], read.kernel)
         for model, gain, x in ((0, linear, read.linear), (1, kernel, read.kernel)):
             share = min(0.9, sdot(gain, x))  # of what it says is from this choice
@@ -345,8 +346,10 @@ class Policy:
         stage = min(STAGES - 1, int(shown - 1).bit_length())
         off = reward - average - float(said @ self.trust[:, stage])
         self.noise[1:] += more * (2 * off - more), more * (2 * (reward - average) - more)
-        np.maximum(self.noise, 0.0, out=self.noise)
-        noise = max(self.noise[1] / self.noise[0], 1e-4)
+        # Of many that are corrected together the first have faded: a twentieth of the variance is left.
+        least = 0.05 * self.noise[0] * max(average * (1 - average), 1e-3)
+        np.maximum(self.noise[1:], least, out=self.noise[1:])
+        noise = self.noise[1] / self.noise[0]
         self.moment += np.multiply.outer(SPILLS[stage], said * (more / noise))
 
         weights += linear * more
@@ -398,7 +401,8 @@ class Policy:
             setattr(self, name, table)
         self.stages = np.minimum(np.frexp(self.rates[:, 0])[1].astype(np.int64), STAGES - 1)
         self._start()
-        self.trust = np.frombuffer(stack[2]).reshape(self.trust.shape).copy()
+        # Lying as `_weigh` leaves it: BLAS adds what lies otherwise in another order.
+        self.trust = np.asfortranarray(np.frombuffer(stack[2]).reshape(self.trust.shape))
 
     def describe(self) -> dict[str, Any]:
         """The options, how much was learned, and how far each model is trusted for well-known ads."""
