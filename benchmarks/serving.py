@@ -1,5 +1,5 @@
 """What a request costs, beside what else one could do: `OPENBLAS_NUM_THREADS=1 python benchmarks/serving.py
---peers`. (So many as the server allows itself: with two, the default policy learns for 600 us and not 300.)
+--peers`. (So many as the server allows itself: with two, the default policy learns for twice as long.)
 
 CPU per request, user and system, medians over turns in which everybody is asked a little; ratios are of two
 costs of one turn. In process: the whole WSGI application called with an environ, against Vowpal Wabbit by

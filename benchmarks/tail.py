@@ -281,9 +281,9 @@ def rows(quick: bool, first: bool = False) -> list[tuple[str, ...]]:
         return [HEADERS, *measure("2^18", bits=18, pending=3000, turns=1, seconds=0.5)]
     found = [HEADERS]
     for bits in (18, 22):
-        found += measure(f"2^{bits}", bits=bits, pending=20_000, turns=2, seconds=3.0, first=first)
+        found += measure(f"2^{bits}", bits=bits, pending=30_000, turns=2, seconds=3.0, first=first)
     return found + measure(
-        "20,000 more ads", bits=18, pending=20_000, turns=2, seconds=3.0, others=20_000, first=first
+        "20,000 more ads", bits=18, pending=30_000, turns=2, seconds=3.0, others=20_000, first=first
     )
 
 
