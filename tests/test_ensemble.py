@@ -189,6 +189,21 @@ def test_what_was_learned_as_nothing_and_corrected_was_learned_right():
         )
 
 
+def test_noise_does_not_run_out_where_many_are_corrected_together():
+    """What the first of them had added has faded by then: taken away whole it would leave nothing."""
+    policy = policies.make("ensemble", memory=100)
+    dice = random.Random(1)
+    for _ in range(5):
+        told = [(visitor(dice), dice.randrange(6)) for _ in range(300)]
+        for who, pick in told:
+            policy.learn(who, ADS, pick, 0.0, 1 / 6)
+        for who, pick in told:
+            policy.correct(who, ADS, pick, reward=1.0, propensity=1 / 6, before=0.0)
+            average = policy.earned / policy.learned
+            assert policy.noise[1] / policy.noise[0] > 0.04 * average * (1 - average)
+    assert np.abs(policy.moment).max() < 1e5
+
+
 def test_a_correction_of_an_ad_that_was_forgotten_begins_with_it_again():
     policy = policies.make("ensemble", max_ads=2)
     for pick in (0, 1, 2):
