@@ -236,3 +236,11 @@ def test_streams_are_found_as_if_each_were_called_by_its_name(contexts):
     assert made.streams == streams
     if contexts:
         assert (made.open[0].sums, made.open[0].counts) == (sums, counts)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_policy_that_gives_another_number_of_probabilities_is_told_so(count):
+    state = State("uniform")
+    state.policy.pmf = lambda context, ads: np.full(count, 0.5)
+    with pytest.raises(ArithmeticError, match=f"{count} probabilities for 1 ads"):
+        choose(state, at=0.0, event_id="e", request=Request(ads=(Ad("hats"),)))
