@@ -34,7 +34,7 @@ from campaign import (
 from banditads import events, settings, signing
 from banditads.directory import read_config
 from banditads.errors import Damaged, Misconfigured
-from banditads.journal import file
+from banditads.journal import connect, file
 from banditads.journal.file import scan
 from banditads.server import opened
 from banditads.state import State
@@ -216,8 +216,18 @@ def power_cuts(count: int, seed: int = 1, bug: str = "", fsync: str = "always", 
 
 
 def _survivors(folder: Path) -> int:
-    """The offset at which the journal ends after the cut."""
-    return len(records(folder)) if folder.exists() else 0
+    """The offset at which the journal goes on after the cut.
+
+    Asked of a copy, which takes a segment that has no name yet for its own where it fits, as the server will.
+    """
+    if not folder.exists():
+        return 0
+    with tempfile.TemporaryDirectory() as copied:
+        for file in folder.glob("*.journal*"):
+            shutil.copy(file, copied)
+        journal = connect(f"file:{copied}")
+        journal.close()
+        return journal.end
 
 
 def _forget_what_may_go(ledger: Ledger, tally: Tally, end: int, since: float) -> None:
