@@ -140,15 +140,7 @@ class Challengers:
         for name, policy in self.policies.items():
             if name not in self.failed:
                 try:
-                    policies.teach(
-                        policy,
-                        choice.context,
-                        ads,
-                        choice.pick,
-                        reward=reward,
-                        propensity=choice.probability,
-                        before=before,
-                    )
+                    policies.teach(policy, choice, ads, reward, before)
                 except Exception as error:  # it would happen again wherever this is folded
                     self.failed[name] = repr(error)
 

@@ -47,8 +47,8 @@ class Held(msgspec.Struct):
     tell: Callable[[int], object] = lambda status: None
 
     def until(self, offset: int) -> None:
-        """Hold the reply until the disk has this record too."""
-        self.offset = max(self.offset, offset)
+        """Hold the reply until the disk has this record."""
+        self.offset = offset
 
 
 class Reply(msgspec.Struct):

@@ -88,7 +88,10 @@ def new_state(settings: Settings) -> State:
     """A state that knows nothing yet; what the directory was made with holds where nothing else is named."""
     made_with = read_config(Path(settings.data_dir)) or {}
     policy = settings.policy or made_with.get("policy") or USUAL
-    usual = "immediate" if policy == USUAL and not made_with else "wait"  # older directories do not say
+    if made_with.get("policy") == policy:
+        silence = made_with.get("silence", "wait")  # older directories do not say
+    else:
+        silence = "immediate" if policy == USUAL else "wait"
     joining: dict[str, Any] = {}
     if settings.reward_aggregation != "earliest":  # the default is not part of older directories' identity
         joining["aggregation"] = settings.reward_aggregation
@@ -108,7 +111,7 @@ def new_state(settings: Settings) -> State:
         max_open_bytes=settings.max_pending_bytes,
         max_done=settings.max_settled,
         advise=settings.advise,
-        silence=settings.silence or made_with.get("silence", usual),
+        silence=settings.silence or silence,
         challengers=settings.challengers.split(),
         floor=settings.floor,
         **joining,

@@ -213,7 +213,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         Meta(
             description="When the policy learns that a decision earned nothing: `wait`, when `reward_wait` "
             "is over; `immediate`, when it is made, and its reward when one comes. Empty: what the data "
-            "directory was made with; for a new one `immediate` with `ensemble`, else `wait`."
+            "directory was made with; for a new one, or another policy, `immediate` with `ensemble`, else "
+            "`wait`."
         ),
     ] = ""
     default_reward: Annotated[float, Meta(description="Reward that is learned when none came in time.")] = 0.0

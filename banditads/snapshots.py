@@ -1,8 +1,8 @@
 """Snapshots: states on disk, so that starting does not mean reading the whole journal.
 
 A snapshot is a cache: deleting all of them loses nothing but time. One is written beside the others, read
-back, and only then given its name; two are kept, in case the newer one goes bad. None is unpacked or parsed
-before its keyed hash has shown that we wrote it.
+back, and only then given its name; two are kept, in case the newer one goes bad. None is unpacked to be
+used, or parsed, before its keyed hash has shown that we wrote it.
 
 They are packed, because rewards wait for the disk, which lets them wait while it takes a snapshot: 10 ms for
 20 MB, 60 to 90 for 200. 20,000 waiting decisions among 100 ads are 19 MB, and packed in .05 s 1.3.
@@ -28,6 +28,7 @@ HEAD = Struct("<8sIQQ")  # magic, version, offset, bytes of the packed state
 MAGIC, VERSION = b"BASNAP\r\n", 9
 TAG_BYTES = 32
 KEEP = 2
+MOST = 2**32  # bytes of a state that nobody has authenticated
 
 
 class Snapshots:
@@ -101,7 +102,7 @@ class Snapshots:
             yield self._path(offset), saved
         for path in sorted(self.folder.glob(f"{'[0-9]' * 20}.snapshot.tmp")):
             with suppress(OSError, zlib.error):
-                yield path, zlib.decompressobj().decompress(path.read_bytes()[HEAD.size :])
+                yield path, zlib.decompressobj().decompress(path.read_bytes()[HEAD.size :], MOST)
 
     def clear(self, but: int = -1) -> None:
         """Delete all, but for one: what they know is no longer what the journal leads to."""

@@ -264,15 +264,7 @@ class State:
             raise Spoilt(choice.event_id, f"reward {reward}, propensity {choice.probability}")
         ads = advised(choice.advice, as_chosen)
         try:
-            policies.teach(
-                self.policy,
-                choice.context,
-                ads,
-                choice.pick,
-                reward=reward,
-                propensity=choice.probability,
-                before=before,
-            )
+            policies.teach(self.policy, choice, ads, reward, before)
             sound = getattr(self.policy, "sound", None)
             if sound is None:  # the ad that was shown and one more have every weight that was touched
                 pair = some(ads, (choice.pick, choice.pick - 1)[: len(ads)])

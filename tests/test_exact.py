@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import pylibvw
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from banditads import events, features, policies
@@ -176,7 +176,7 @@ def drawn(weights, n: int) -> list[float]:
 @given(names=LISTED, weights=st.lists(WEIGHTS, min_size=1, max_size=3))
 def test_probabilities_in_a_reply_read_as_if_each_were_written_down(names, weights):
     shares = Shares()
-    for ids in (tuple(names), tuple(names[1:])):
+    for ids in (tuple(names), tuple(names[1:]), tuple(names[:-1])):
         for each in weights * 2:  # the second time names are kept
             pmf = drawn(each, len(ids))
             plain = dict(zip(ids, pmf, strict=True))
@@ -205,8 +205,9 @@ def test_many_ads_are_chosen_among_as_few_are(n, weights, floor, event_id):
     for edge in [0.0, *accumulate(plain[:3])]:
         assert pick(np.array(plain), edge) == pick(plain, edge)
     assert events.most_probable(chosen.pmf) == (plain.index(max(plain)), max(plain))
-    for _ in range(2):  # the ids are kept
-        assert events.encode(chosen) == msgspec.msgpack.encode(chosen)
+    turned = msgspec.structs.replace(chosen, ads=chosen.ads[::-1])
+    for each in (chosen, chosen, turned):  # the ids are kept
+        assert events.encode(each) == msgspec.msgpack.encode(each)
 
 
 ODD_NAMES = st.text("ab=~?", min_size=1, max_size=4)
@@ -215,6 +216,8 @@ ODD_CONTEXTS = st.dictionaries(ODD_NAMES, st.text("ab=~?", min_size=1, max_size=
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(ODD_CONTEXTS, max_size=40))
+@example([{"a": "b~=a"}, {"a=b~": "a"}])  # what has a "~", or no value, has no stream
+@example([{"a=?": 1.0}, {"a": "?"}])
 def test_streams_are_found_as_if_each_were_called_by_its_name(contexts):
     made, streams, sums, counts = History(), {}, {}, {}
     ids = [name for number in range(1000) if not crc32((name := str(number)).encode()) % EVERY]

@@ -51,6 +51,18 @@ def test_it_prints_its_url_and_two_curl_lines_that_work(start):
     assert rewarded["status"] == "applied"
 
 
+def test_a_full_segment_gets_its_name_although_nobody_waits_for_the_disk(start, tmp_path):
+    server = start("--segment-bytes", "4096")
+    for number in range(60):  # choices only, which are acknowledged without the disk
+        server.data(f"/choose?event_id=e{number}")
+    deadline = time.monotonic() + 10
+    while list((tmp_path / "data").glob("*.early")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+    assert not list((tmp_path / "data").glob("*.early"))
+    assert len(list((tmp_path / "data").glob("*.journal"))) > 1
+
+
 def test_kill_9_under_load_loses_and_doubles_nothing_and_goes_on_bit_for_bit(start, tmp_path):
     """Two lives; each is killed at a random instant, while clients note what was acknowledged."""
     dice = random.Random(7)

@@ -137,7 +137,7 @@ def test_a_choice_that_does_not_wait_teaches_nothing():
     assert learned(engine) == before
 
 
-def test_a_new_directory_of_the_default_policy_learns_silence_at_once_and_an_old_one_as_it_was_made(tmp_path):
+def test_who_learns_silence_at_once_is_said_or_as_it_was_or_the_default_policy(tmp_path):
     def silence(folder, **given):
         return new_state(Settings(data_dir=str(tmp_path / folder), **given)).silence
 
@@ -149,3 +149,7 @@ def test_a_new_directory_of_the_default_policy_learns_silence_at_once_and_an_old
                 directory.commit(State(policy, silence=way).identity)
             assert silence(f"{way}/{policy}") == way
     assert silence("wait/ensemble", silence="immediate") == "immediate"
+    # Another policy learns the journal again in the way that suits it.
+    assert silence("immediate/ensemble", policy="vw") == silence("wait/vw", policy="linucb") == "wait"
+    assert silence("wait/vw", policy="ensemble") == "immediate"
+    assert silence("immediate/ensemble", policy="vw", silence="immediate") == "immediate"

@@ -226,6 +226,18 @@ def test_choosing_uses_what_is_known_and_a_name_in_the_request_wins(make_engine,
         assert choose(engine.state, at=clock.now, event_id="e", request=request).context == {"page": "home"}
 
 
+def test_a_choice_and_its_click_are_known_of_the_user_they_were_for(make_engine, clock):
+    engine = make_engine("uniform")
+    engine.put_users({"u": {}, "v": {}})
+    event = engine.choose(Request({}, "u")).event
+    engine.reward(event.event_id, 1.0)
+    engine.choose(Request({}))
+
+    seen = engine.state.users.known("u", clock.now).ads[event.ad_id]
+    assert (seen.shown, seen.clicked) == (1, 1)
+    assert not engine.state.users.known("v", clock.now).ads
+
+
 def test_users_survive_snapshot_and_replay_to_the_last_byte(make_engine, clock):
     engine = make_engine("vw", max_users=5)
     dice = random.Random(1)

@@ -165,15 +165,13 @@ class Routes:
                 started = time.perf_counter()
                 answer = self._answer(route, handler, request, id)
                 self._send(route, answer, request, response)
-
-                def tell(status):
-                    self.observe(method, path, status, time.perf_counter() - started)
-
                 held = request.env.get(HELD)
                 if held and held.offset >= 0:
-                    held.tell = tell
+                    held.tell = lambda status: self.observe(
+                        method, path, status, time.perf_counter() - started
+                    )
                 else:
-                    tell(answer.status)
+                    self.observe(method, path, answer.status, time.perf_counter() - started)
 
             run.__doc__ = doc
             takes = ("request", "response", "id") if "{id}" in path else ("request", "response")

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Misconfigured
-from ..events import Ad, Features, Saved
+from ..events import Ad, Chosen, Features, Saved
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -141,20 +141,20 @@ def checked(whose: str, known: Sequence[Option], given: Mapping[str, Any]) -> di
 
 
 def teach(
-    policy: Policy,
-    context: Features,
-    ads: Sequence[Ad],
-    pick: int,
-    *,
-    reward: float,
-    propensity: float,
-    before: float | None = None,
+    policy: Policy, choice: Chosen, ads: Sequence[Ad], reward: float, before: float | None = None
 ) -> None:
     """Let a policy learn what a choice earned, `before` which it had learned that this was something else."""
     if before is not None and hasattr(policy, "correct"):
-        policy.correct(context, ads, pick, reward=reward, propensity=propensity, before=before)
+        policy.correct(
+            choice.context,
+            ads,
+            choice.pick,
+            reward=reward,
+            propensity=choice.probability,
+            before=before,
+        )
     else:
-        policy.learn(context, ads, pick, reward, propensity)
+        policy.learn(choice.context, ads, choice.pick, reward, choice.probability)
 
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:

@@ -268,9 +268,8 @@ class Policy:
         weights, variances, cosines = self.weights[row, :size], self.variances[row, :size], self.cosines[row]
         shown, earned = self.rates[row].tolist()
         linear, kernel = sdot(weights, read.linear), sdot(cosines, read.kernel)
-        all_shared, all_squares = self.shared.ravel(), self.squares.ravel()
         cells = np.add.outer(rows * COLUMNS, kept.columns)
-        shared, squares = all_shared.take(cells), all_squares.take(cells)
+        shared, squares = self.shared.take(cells), self.squares.take(cells)
         logit = log(average / (1 - average)) + sdot(values, shared.dot(kept.values))
         click = 1 / (1 + exp(-max(-20.0, min(20.0, logit))))
         error = reward - average
@@ -289,9 +288,7 @@ class Policy:
         _regress(self.kernels[row], cosines, read.kernel, error - kernel)
         self.linear[row].take(self.diagonal[:size], out=variances, mode="clip")
         gradient = sger(click - reward, kept.values, values).T
-        squares += gradient * gradient
-        shared -= gradient * self.learning_rate / np.sqrt(squares + SPARK)
-        all_shared[cells], all_squares[cells] = shared, squares
+        self._descend(cells, shared, squares, gradient)
         self.rates[row] = shown + 1, earned + reward
         self.stages[row] = min(STAGES - 1, int(shown + 1).bit_length())
         self.earned += reward
@@ -327,7 +324,8 @@ class Policy:
         self._asked = NOT_ASKED
         kept = self._ad(ad)
         weights, cosines = self.weights[row, :size], self.cosines[row]
-        cells = np.ix_(read.rows, kept.columns)
+        cells = np.add.outer(read.rows * COLUMNS, kept.columns)
+        shared, squares = self.shared.take(cells), self.squares.take(cells)
         products = np.outer(read.values, kept.values)
         shown, earned = self.rates[row].tolist()
 
@@ -339,7 +337,7 @@ class Policy:
             share = min(0.9, sdot(gain, x))  # of what it says is from this choice
             said[model] = max(-1.0, min(1.0, (said[model] - share * (before - average)) / (1 - share)))
         click = min(max(float(said[2]) + average, 1e-9), 1 - 1e-9)
-        step = np.square(products) * (click - before) / np.sqrt(self.squares[cells] + SPARK)
+        step = np.square(products) * (click - before) / np.sqrt(squares + SPARK)
         logit = log(click / (1 - click)) + self.learning_rate * float(step.sum())
         said[2] = 1 / (1 + exp(-max(-20.0, min(20.0, logit)))) - average
         said[3] = (earned - before - average * (shown - 1)) / (shown - 1 + PRIOR)
@@ -354,10 +352,7 @@ class Policy:
 
         weights += linear * more
         cosines += kernel * more
-        gradient = products * np.float32(-more)
-        squares = self.squares[cells] + gradient * gradient
-        shared = self.shared[cells] - gradient * np.float32(self.learning_rate) / np.sqrt(squares + SPARK)
-        self.shared[cells], self.squares[cells] = shared, squares
+        self._descend(cells, shared, squares, products * -more)
         self.rates[row, 1] += more
         self.earned += more
         if self.crowd:
@@ -490,6 +485,12 @@ class Policy:
         if self.crowd:
             left += self.crowd.estimates(context, shown)[0]
         self.sound = isfinite(left)
+
+    def _descend(self, cells: Places, shared: Singles, squares: Singles, gradient: Singles) -> None:
+        """A step of AdaGrad for these cells of the table that ads share, whose weights and sums are given."""
+        squares += gradient * gradient
+        shared -= gradient * self.learning_rate / np.sqrt(squares + SPARK)
+        self.shared.ravel()[cells], self.squares.ravel()[cells] = shared, squares
 
     def _weigh(self, stage: int, said: Floats) -> None:
         """How far each model is to be trusted: ridge regression on what they said, towards equal trust.
