@@ -40,6 +40,7 @@ from .replies import Replies
 from .settings import Settings
 from .snapshots import Snapshots
 from .state import USUAL, State
+from .turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -322,6 +323,7 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
                 "dwell": worth.parse(settings.dwell_reward),
             },
             origins=parsing.origins(settings.cors_origins),
+            turns=Turns(),
         )
         gc.collect()
         gc.freeze()  # what is there now stays: a collection looks at what came since, and copies no pages

@@ -39,8 +39,8 @@ def site(make_engine):
 class Site:
     """A client of an application, without sockets."""
 
-    def __init__(self, engine, keys=None):
-        self.engine, self.app = engine, api.build(engine, keys, pseudonym=PSEUDONYM)
+    def __init__(self, engine, keys=None, **given):
+        self.engine, self.app = engine, api.build(engine, keys, pseudonym=PSEUDONYM, **given)
 
     def __call__(self, method, url, body=None, **headers):
         path, _, query = url.partition("?")

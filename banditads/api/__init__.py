@@ -17,6 +17,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from gzip import compress
 from types import ModuleType
@@ -52,6 +53,7 @@ from ..signing import Pseudonyms  # noqa: E402
 log = logging.getLogger(__name__)
 _serial = itertools.count()
 BODILESS = (wire.LINES[204], wire.LINES[304])
+FREELY: AbstractContextManager[None] = nullcontext()
 WORTH = 1024  # bytes of a reply from which on it is compressed, where it is at all
 
 
@@ -70,6 +72,7 @@ class Route(NamedTuple):
     limit: int  # bytes of the body
     produces: str  # content type of the reply
     compress: bool  # a long reply, for who asks for that; not where milliseconds count
+    in_turn: bool  # it is asked for often, and waits for nothing but the engine and replies that are held
     doc: str
 
 
@@ -104,6 +107,8 @@ class Routes:
         What is written down instead of a user's id.
     worths
         What the things that visitors do are worth.
+    turns
+        What routes that wait for nothing but the engine go through.
     observe
         Told of every request: method, path as declared, status, seconds.
     """
@@ -115,9 +120,11 @@ class Routes:
         door: Door,
         pseudonym: Callable[[str], str],
         worths: worth.Worths,
+        *,
+        turns: AbstractContextManager[None],
     ) -> None:
         self.api, self.keys, self.door = api, known, door
-        self.pseudonym, self.worths = pseudonym, worths
+        self.pseudonym, self.worths, self.turns = pseudonym, worths, turns
         self.all: list[Route] = []
         self.handlers: dict[tuple[str, str], Callable[[Call], Any]] = {}
         self.observe: Callable[[str, str, int, float], None] = lambda *_: None
@@ -137,6 +144,7 @@ class Routes:
         limit: int = wire.MAX_BODY,
         produces: str = parsing.JSON,
         compress: bool = False,
+        in_turn: bool = False,
     ) -> Callable[[Callable[[Call], Any]], Callable[[Call], Any]]:
         """Declare a route; the function below it answers."""
 
@@ -156,6 +164,7 @@ class Routes:
                 limit,
                 produces,
                 compress,
+                in_turn,
                 doc,
             )
             self.all.append(route)
@@ -202,9 +211,9 @@ class Routes:
                     )
                 raw = wire.body(request, route.limit)
                 body = raw if route.body is bytes else parsing.decode(raw, route.body, media)
-            answer = handler(
-                Call(_id(id) if id else "", query, body, media, token, request, held and held.until)
-            )
+            call = Call(_id(id) if id else "", query, body, media, token, request, held and held.until)
+            with self.turns if route.in_turn else FREELY:
+                answer = handler(call)
         except Exception as error:  # the edge: everything becomes a reply
             answer = wire.refusal(error)
             if answer.status >= 500:
@@ -312,13 +321,16 @@ def build(
     *,
     worths: worth.Worths = worth.DEFAULT,
     origins: Collection[str] = (),
+    turns: AbstractContextManager[None] = FREELY,
 ) -> Guard | Cors:
     """The WSGI application of one engine, for whom it may concern. Several can live in one process.
 
     Where nobody says what users' pseudonyms are, they are such that nobody can make them again.
     """
     api = hug.API(f"banditads-{next(_serial)}")  # hug keeps one API per name; each engine gets its own
-    routes = Routes(api, known or keys.Keys(None), door or Door(), pseudonym or _anybody(), worths)
+    routes = Routes(
+        api, known or keys.Keys(None), door or Door(), pseudonym or _anybody(), worths, turns=turns
+    )
     for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
         importlib.import_module(f"{__name__}.{module.name}").mount(routes, engine)
     api.http.set_not_found_handler(_not_found)

@@ -86,6 +86,7 @@ def mount(routes, engine) -> None:  # noqa: D103
         "GET",
         "/ads",
         scope="choose",
+        in_turn=True,
         query=QUERY,
         reply=list[RankedAd],
         statuses={204: "Nothing is eligible; X-Event-Id names the record of why."},

@@ -154,22 +154,26 @@ def mount(routes, engine) -> None:  # noqa: D103
         slate = engine.predict(request_of(body, routes.pseudonym))
         return PredictReply(dict(zip(slate.ids, slate.pmf, strict=True)), engine.state.policy_name)
 
-    @routes.add("GET", "/choose", scope="choose", query=any_query, reply=ChooseReply, statuses=nothing)
+    @routes.add(
+        "GET", "/choose", scope="choose", in_turn=True, query=any_query, reply=ChooseReply, statuses=nothing
+    )
     def get_choose(call):
         """Pick an ad for this visitor. Query values are text; send numbers with POST."""
         return choose(from_query(call.query), call)
 
-    @routes.add("POST", "/choose", scope="choose", body=ChooseBody, reply=ChooseReply, statuses=nothing)
+    @routes.add(
+        "POST", "/choose", scope="choose", in_turn=True, body=ChooseBody, reply=ChooseReply, statuses=nothing
+    )
     def post_choose(call):
         """Pick an ad for this visitor, among the catalog's or among those in the body."""
         return choose(call.body, call)
 
-    @routes.add("GET", "/predict", scope="choose", query=any_query, reply=PredictReply)
+    @routes.add("GET", "/predict", scope="choose", in_turn=True, query=any_query, reply=PredictReply)
     def get_predict(call):
         """The probabilities that /choose would draw from. No side effect."""
         return predict(from_query(call.query))
 
-    @routes.add("POST", "/predict", scope="choose", body=ChooseBody, reply=PredictReply)
+    @routes.add("POST", "/predict", scope="choose", in_turn=True, body=ChooseBody, reply=PredictReply)
     def post_predict(call):
         """The probabilities that /choose would draw from. No side effect."""
         return predict(call.body)
@@ -178,6 +182,7 @@ def mount(routes, engine) -> None:  # noqa: D103
         "POST",
         "/reward",
         scope="reward",
+        in_turn=True,
         body=RewardBody,
         reply=RewardReply,
         statuses={

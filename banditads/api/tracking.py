@@ -104,14 +104,28 @@ def mount(routes, engine) -> None:  # noqa: D103, PLR0915
             raise Invalid(f"must lie within {MAX_VALUE:g}", "value")
         return signal(event_id, "conversion", value, check_id(order, "order_id") if order else "", hold)
 
-    @routes.add("GET", "/impression/{id}", scope=None, produces="image/gif", statuses={404: "No such event."})
+    @routes.add(
+        "GET",
+        "/impression/{id}",
+        scope=None,
+        in_turn=True,
+        produces="image/gif",
+        statuses={404: "No such event."},
+    )
     def impression(call):
         """A 1x1 image that says the ad was seen; counted once."""
         if not early(call.request):
             engine.impress(known(call.id))
         return wire.Reply(PIXEL, content_type="image/gif")
 
-    @routes.add("POST", "/impression/{id}", scope=None, reply=TrackReply, statuses={404: "No such event."})
+    @routes.add(
+        "POST",
+        "/impression/{id}",
+        scope=None,
+        in_turn=True,
+        reply=TrackReply,
+        statuses={404: "No such event."},
+    )
     def impression_beacon(call):
         """The ad was seen; counted once. No body."""
         return TrackReply("applied" if engine.impress(known(call.id)) else "duplicate")
@@ -146,7 +160,7 @@ def mount(routes, engine) -> None:  # noqa: D103, PLR0915
             return wire.Reply(status=204)
         return wire.Reply(b"", 302, {"Location": url, **ONWARD}, "text/plain")
 
-    @routes.add("POST", "/click/{id}", scope=None, reply=TrackReply, statuses=ONCE)
+    @routes.add("POST", "/click/{id}", scope=None, in_turn=True, reply=TrackReply, statuses=ONCE)
     def click_beacon(call):
         """The ad was clicked, and the page goes on by itself. No body."""
         return signal(known(call.id), "click", hold=call.hold)
@@ -158,12 +172,22 @@ def mount(routes, engine) -> None:  # noqa: D103, PLR0915
             convert(call)
         return wire.Reply(PIXEL, content_type="image/gif")
 
-    @routes.add("POST", "/conversion/{id}", scope=None, query=CONVERSION, reply=TrackReply, statuses=ONCE)
+    @routes.add(
+        "POST",
+        "/conversion/{id}",
+        scope=None,
+        in_turn=True,
+        query=CONVERSION,
+        reply=TrackReply,
+        statuses=ONCE,
+    )
     def conversion_beacon(call):
         """The visitor bought something. No body."""
         return convert(call)
 
-    @routes.add("POST", "/conversion", scope=None, body=ConversionBody, reply=TrackReply, statuses=ONCE)
+    @routes.add(
+        "POST", "/conversion", scope=None, in_turn=True, body=ConversionBody, reply=TrackReply, statuses=ONCE
+    )
     def conversion_of_a_server(call):
         """The visitor bought something. A key for `reward`, if one is sent, is good for ids of your own."""
         body = call.body
@@ -178,6 +202,7 @@ def mount(routes, engine) -> None:  # noqa: D103, PLR0915
         "POST",
         "/dwell/{id}",
         scope=None,
+        in_turn=True,
         query={"seconds": "How long the visitor stayed on the landing page."},
         reply=TrackReply,
         statuses=ONCE,
