@@ -1,12 +1,12 @@
 """How long the slowest requests take: `python benchmarks/tail.py`.
 
-Open loop: requests are sent at fixed moments, half as many as the server can answer (wrk, 16 connections,
-100 ads), whether or not earlier ones were answered, and a latency counts from the moment at which the request
-was to be sent. In turn: nothing else going on; a snapshot each second; a bulk import of ads that are shown
-elsewhere; an evaluation by `POST /evaluations`. The load keeps off the processor that the server keeps to, as
-if it came from another machine. `late` is how late it was itself, which is not the server's doing; `from
-sending` are latencies that count from when the request was really sent. (Of the tools with constant arrival
-and such latencies, Debian and PyPI have none.)
+Open loop: requests are sent at fixed moments, half as many as the server can answer (wrk, 16 connections, 100
+ads), whether or not earlier ones were answered, and a latency counts from the moment at which the request was
+to be sent. First 64 clients ask as fast as they can; then, in turn: nothing else going on; a snapshot each
+second; a bulk import of ads that are shown elsewhere; an evaluation by `POST /evaluations`. The load keeps
+off the processor that the server keeps to, as if it came from another machine. `late` is how late it was
+itself, which is not the server's doing; `from sending` are latencies that count from when the request was
+really sent. (Of the tools with constant arrival and such latencies, Debian and PyPI have none.)
 """
 
 from __future__ import annotations
@@ -144,19 +144,46 @@ def _whole(reply: bytearray) -> bool:
     return bool(end) and len(body) >= int(re.search(rb"content-length: (\d+)", head.lower())[1])
 
 
-def saturation(running: Running, folder: Path, seconds: int) -> float:
-    """Choices a second that the server answers when 16 clients ask as fast as they can."""
+class Closed(NamedTuple):
+    """What clients see that ask again as soon as they have an answer; latencies in milliseconds."""
+
+    asked: int
+    rate: float  # choices a second
+    p50: float
+    p99: float
+    worst: float
+
+
+def closed_loop(running: Running, folder: Path, clients: int, seconds: int) -> Closed:
+    """So many clients that ask for choices as fast as they can."""
     script = folder / "choose.lua"
     body = json.dumps({"context": context(1), "placement": "here"})
     script.write_text(
         f"wrk.method, wrk.path, wrk.body = 'POST', '/choose', [[{body}]]\n"
         "wrk.headers['Content-Type'] = 'application/json'"
     )
-    command = ["wrk", "-t1", "-c16", f"-d{seconds}s", "-s", str(script), f"http://127.0.0.1:{running.port}"]
+    command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--latency", "-s", str(script)]
+    command.append(f"http://127.0.0.1:{running.port}")
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in said:
         raise RuntimeError(said)
-    return float(re.search(r"Requests/sec:\s+([\d.]+)", said)[1])
+    figures = [
+        re.search(pattern, said)[1]
+        for pattern in (r"(\d+) requests in", r"Requests/sec:\s+(\S+)", r"\s50%\s+(\S+)", r"\s99%\s+(\S+)")
+    ]
+    worst = re.search(r"Latency\s+\S+\s+\S+\s+(\S+)", said)[1]
+    asked, rate, *took = figures
+    return Closed(int(asked), float(rate), *map(_milliseconds, (*took, worst)))
+
+
+def _milliseconds(said: str) -> float:
+    """wrk's way of saying how long something took.
+
+    >>> [_milliseconds(said) for said in ("850.00us", "1.50ms", "2.00s")]
+    [0.85, 1.5, 2000.0]
+    """
+    number, unit = re.fullmatch(r"([\d.]+)(us|ms|s|m)", said).groups()
+    return float(number) * {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}[unit]
 
 
 @contextmanager
@@ -238,7 +265,8 @@ def measure(
             port, lines = running.port, elsewhere(others) if others else b""
             if others:
                 send(port, "/catalog/ads", lines, "application/x-ndjson")
-            rate = saturation(running, folder, 1 if seconds < 2 else 3) / 2
+            rate = closed_loop(running, folder, 16, 1 if seconds < 2 else 3).rate / 2
+            crowd = closed_loop(running, folder, 64, 1 if seconds < 2 else 3)
             cases: dict[str, tuple[bool, Callable[[], object], float]] = {
                 "nothing": (False, lambda: None, 1.0),
                 "nothing, half are rewards": (True, lambda: None, 1.0),
@@ -263,7 +291,9 @@ def measure(
                     wanted = requests(f"t{turn}-{number}", int(rate * seconds), waiting, mix)
                     with again(meanwhile, pause):
                         found[each].append(open_loop(port, wanted, rate))
-    table = []
+    figures = [crowd.p50, crowd.p99, crowd.p99 / crowd.p50, crowd.worst]
+    head = (f"{name}: 64 clients as fast as they can", f"{crowd.asked:,}", f"{crowd.rate:,.0f}")
+    table = [(*head, *(f"{figure:.1f}" for figure in figures), "", "", "", "")]
     for each, slices in found.items():
         table.append(_row(f"{name}: {each}", rate, [one.choices for one in slices]))
         if cases[each][0]:
