@@ -1,6 +1,8 @@
 """The pieces of benchmarks/tail.py, commit.py, starting.py and memory.py do what their tables say."""
 
+import fcntl
 import itertools
+import resource
 import socket
 import sys
 import threading
@@ -68,3 +70,19 @@ def test_a_latency_counts_from_when_the_request_was_to_be_sent():
 def test_what_is_refused_ends_the_measurement():
     with pytest.raises(RuntimeError, match="404"):
         tail._whole(bytearray(b"HTTP/1.1 404 Not Found\r\n\r\n"))
+
+
+def test_the_load_hears_of_replies_on_more_than_a_thousand_connections():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    near, far = socket.socketpair()
+    with near, far, socket.socket(fileno=fcntl.fcntl(near, fcntl.F_DUPFD, 1500)) as high:
+        assert tail._readable([high], 0.01) == []
+        far.send(b"a reply")
+        assert tail._readable([high, far], 10.0) == [high]
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize(("said", "meant"), [("850.00us", 0.85), ("1.50ms", 1.5), ("2.00s", 2000.0)])
+def test_a_latency_is_read_as_wrk_means_it(said, meant):
+    assert tail._milliseconds(said) == meant
